@@ -1,0 +1,1 @@
+"""Load generation and the small clients that `headrace bench` uses."""

@@ -1,0 +1,190 @@
+"""Every error headrace raises on purpose, as one tree, split by whose fault it is.
+
+::
+
+    HeadraceError
+    ├── RequestError            the caller's: do not retry unchanged
+    │   ├── InvalidRequest        malformed, or disagrees with the model's signature
+    │   ├── ModelNotFound         no such model or version
+    │   ├── PayloadTooLarge       a named limit was exceeded
+    │   ├── Unsupported           well formed, but not something this model or server can do
+    │   └── RequestCancelled      the caller left before the answer
+    ├── CapacityError           nobody's: the same request may succeed later
+    │   ├── Overloaded            a bounded queue is full (carries retry_after_ns)
+    │   ├── DeadlineExceeded      the request's time ran out while queued or running
+    │   └── ModelNotReady         known, but not loaded (yet, or any more)
+    ├── ModelError              the model's
+    │   ├── InferenceFailed       execution raised, or returned what it must not
+    │   └── InstanceDied          the process that ran the model is gone
+    └── OperatorError           whoever started or configured the server
+        ├── ConfigError           a flag, file or environment variable is wrong
+        ├── ModelLoadError        a model file is broken, unsafe or of an unknown kind
+        ├── MissingExtra          an optional dependency is not installed
+        ├── PullError             a model could not be fetched or verified
+        └── AddressInUse          the port is taken
+
+The tree knows no transport: ``frontends/status.py`` holds the only table from these
+classes to HTTP (and later gRPC) codes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class HeadraceError(Exception):
+    """Root of the tree.
+
+    Args:
+        message: one sentence: what was wrong, and what was expected.
+        code: a stable machine-readable name; defaults to the class's own.
+        hint: what to do about it.
+        details: machine-readable facts (``model``, ``input``, ``expected``, ``got`` ...);
+            values must be JSON-serialisable.
+    """
+
+    default_code = "error"
+
+    def __init__(self, message: str, *, code: str = "", hint: str = "", **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.hint = hint
+        self.details = details
+
+
+class RequestError(HeadraceError):
+    """The caller's fault."""
+
+    default_code = "bad_request"
+
+
+class InvalidRequest(RequestError):
+    """Malformed, or in disagreement with the model's signature."""
+
+    default_code = "invalid_request"
+
+
+class ModelNotFound(RequestError):
+    """No model, or no version of it, has this name."""
+
+    default_code = "model_not_found"
+
+
+class PayloadTooLarge(RequestError):
+    """A named limit on the size of a request was exceeded."""
+
+    default_code = "payload_too_large"
+
+
+class Unsupported(RequestError):
+    """Well formed, but not something this model or server can do."""
+
+    default_code = "unsupported"
+
+
+class RequestCancelled(RequestError):
+    """The caller left, or cancelled, before the answer was ready."""
+
+    default_code = "cancelled"
+
+
+class CapacityError(HeadraceError):
+    """The same request may succeed later.
+
+    ``retry_after_ns`` is 0 where nothing is known about when.
+    """
+
+    default_code = "capacity"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "",
+        hint: str = "",
+        retry_after_ns: int = 0,
+        **details: Any,
+    ) -> None:
+        super().__init__(message, code=code, hint=hint, **details)
+        self.retry_after_ns = retry_after_ns
+
+
+class Overloaded(CapacityError):
+    """A bounded queue is full."""
+
+    default_code = "overloaded"
+
+
+class DeadlineExceeded(CapacityError):
+    """The request's time ran out while it was queued or running."""
+
+    default_code = "deadline_exceeded"
+
+
+class ModelNotReady(CapacityError):
+    """The model is known but not ready to serve."""
+
+    default_code = "model_not_ready"
+
+
+class ModelError(HeadraceError):
+    """The model's fault."""
+
+    default_code = "model_error"
+
+
+class InferenceFailed(ModelError):
+    """The model raised, or returned something that is not what its signature says."""
+
+    default_code = "inference_failed"
+
+
+class InstanceDied(ModelError):
+    """The process that ran the model ended before it answered."""
+
+    default_code = "instance_died"
+
+
+class OperatorError(HeadraceError):
+    """The fault of whoever started or configured the server; shown as one line by the CLI."""
+
+    default_code = "operator_error"
+
+
+class ConfigError(OperatorError):
+    """A flag, configuration file or environment variable is wrong."""
+
+    default_code = "config_error"
+
+
+class ModelLoadError(OperatorError):
+    """A model file is broken, unsafe, or of a kind nothing here can run."""
+
+    default_code = "model_load_error"
+
+
+class MissingExtra(OperatorError):
+    """An optional dependency is needed and not installed."""
+
+    default_code = "missing_extra"
+
+    def __init__(self, what: str, *, extra: str, package: str) -> None:
+        super().__init__(
+            f"{what} needs the package {package!r}, which is not installed",
+            hint=f"pip install 'headrace[{extra}]'",
+            extra=extra,
+            package=package,
+        )
+
+
+class PullError(OperatorError):
+    """A model could not be fetched, or is not what its digest says."""
+
+    default_code = "pull_error"
+
+
+class AddressInUse(OperatorError):
+    """The address to listen on is taken by another process."""
+
+    default_code = "address_in_use"

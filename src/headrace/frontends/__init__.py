@@ -1,0 +1,1 @@
+"""One protocol each: bytes to types, one call into the engine, types to bytes."""

@@ -1,0 +1,1 @@
+"""What a person sends, turned into tensors and back."""

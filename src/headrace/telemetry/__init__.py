@@ -1,0 +1,1 @@
+"""Watchers: told by hooks, never asked by the core."""

@@ -1,0 +1,89 @@
+"""Hooks that the engine calls when something happened. Telemetry may watch, never decide.
+
+Removing every instrument changes no answer and no decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+OUTCOMES = ("complete", "reject", "expire", "cancel", "fail")
+"""Every request ends in exactly one of these."""
+
+
+class RequestRecord(msgspec.Struct, gc=False):
+    """The stamps of one request on the engine's clock, in nanoseconds; 0 = never got there.
+
+    arrived  the last byte of the request was read (front-end)
+    decoded  it became an InferenceRequest
+    admitted the scheduler took it
+    batched  it was put in a batch
+    started  the batch began to execute (after collate)
+    finished the batch was back
+    encoded  the answer is bytes
+    written  the bytes were handed to the socket
+    """
+
+    model: str
+    version: str
+    rows: int = 0
+    tokens: int = 0
+    arrived_ns: int = 0
+    decoded_ns: int = 0
+    admitted_ns: int = 0
+    batched_ns: int = 0
+    started_ns: int = 0
+    finished_ns: int = 0
+    encoded_ns: int = 0
+    written_ns: int = 0
+
+
+class BatchRecord(msgspec.Struct, gc=False):
+    """One execution. Durations in nanoseconds.
+
+    ``useful_tokens``/``padded_tokens`` are 0 for models without a length; padding waste is
+    ``1 - useful / padded``.
+    """
+
+    model: str
+    version: str
+    requests: int
+    rows: int
+    collate_ns: int
+    execute_ns: int
+    split_ns: int
+    useful_tokens: int = 0
+    padded_tokens: int = 0
+    inline: bool = False
+
+
+class Instrument:
+    """Base of every watcher: override what you need; every method may stay as it is.
+
+    All are called on the event loop and must be quick and must not raise.
+    """
+
+    def requests_completed(self, records: Sequence[RequestRecord], ended_ns: int) -> None:
+        """These requests succeeded (``finished`` is set; encoded and written are not yet)."""
+
+    def request_failed(
+        self, record: RequestRecord, outcome: str, reason: str, ended_ns: int
+    ) -> None:
+        """One request ended in reject, expire, cancel or fail; ``reason`` is an error code."""
+
+    def response_written(self, record: RequestRecord) -> None:
+        """The answer left; every stamp is set. Called for successes only."""
+
+    def batch_executed(self, record: BatchRecord) -> None:
+        """One batch ran to its end, with or without success."""
+
+    def queue_changed(self, model: str, version: str, waiting: int, running: int) -> None:
+        """How many requests of a model wait and run now."""
+
+    def model_loaded(self, model: str, version: str, seconds: float) -> None:
+        """A version became ready, ``seconds`` after its loading began."""
+
+    def model_unloaded(self, model: str, version: str) -> None:
+        """A version is gone."""

@@ -1,0 +1,1 @@
+"""Shipped for users: fakes, a manual clock, conformance kits."""
