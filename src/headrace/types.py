@@ -125,3 +125,12 @@ class InferenceResponse(msgspec.Struct):
     outputs: list[Tensor]
     parameters: dict[str, Any] | None = None
     usage: Usage | None = None
+
+
+class ModelVersionStatus(msgspec.Struct, frozen=True):
+    """One line of the repository index. ``state``: UNAVAILABLE, LOADING, READY, UNLOADING."""
+
+    name: str
+    version: str
+    state: str
+    reason: str = ""

@@ -1,0 +1,133 @@
+"""What can happen to requests, models and instances. Ids and integers; never a payload.
+
+Events are values: they are handed to :meth:`Scheduler.handle` and not kept by the sender.
+All times are nanoseconds of one monotonic clock.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+NEVER_NS = 2**63 - 1
+"""A deadline that does not come."""
+
+
+class QueuedRequest(msgspec.Struct, frozen=True, gc=False):
+    """All the core ever knows about a request.
+
+    ``model`` is a small number the engine gave the model. ``rows`` stay together in one
+    batch. ``length`` is the size along the axis that is padded (0: nothing is padded).
+    Requests meet in a batch only if their ``shape_key`` is equal. ``priority`` 0 is the
+    highest; ``tenant`` is a number too; both are carried, and not yet used to decide.
+    """
+
+    request_id: int
+    model: int
+    rows: int
+    length: int
+    shape_key: int
+    arrival_ns: int
+    deadline_ns: int = NEVER_NS
+    priority: int = 0
+    tenant: int = 0
+
+
+class BatchLimits(msgspec.Struct, frozen=True):
+    """How large one execution of a model may grow, and how much may wait for it.
+
+    max_rows             rows in one batch; one request with more rows than this runs alone
+    max_padded_tokens    rows x longest, padding included; 0: the model has no length
+    batch_overhead_tokens what starting one more batch costs, expressed in tokens: weighs
+                         padding against a further execution
+    max_queue_size       requests waiting; one more is rejected
+    max_concurrency      batches of this model running at one time
+    """
+
+    max_rows: int = 1
+    max_padded_tokens: int = 0
+    batch_overhead_tokens: int = 0
+    max_queue_size: int = 4096
+    max_concurrency: int = 1
+
+
+class RequestsArrived(msgspec.Struct, frozen=True, gc=False):
+    """All that arrived within one turn of the event loop, in order of arrival.
+
+    One event rather than many, because what arrives together should be decided together.
+    """
+
+    requests: list[QueuedRequest]
+
+
+class RequestsCancelled(msgspec.Struct, frozen=True):
+    """Whoever asked has left. Unknown and finished ids are ignored: it is a race."""
+
+    request_ids: tuple[int, ...]
+
+
+class BatchCompleted(msgspec.Struct, frozen=True, gc=False):
+    """An instance is free again and its batch has results."""
+
+    batch_id: int
+
+
+class BatchFailed(msgspec.Struct, frozen=True, gc=False):
+    """An instance is free again; the batch as a whole failed.
+
+    ``retry_alone``: the fault may be one request's, so each member deserves a run of its
+    own. False where that cannot help (the instance died).
+    """
+
+    batch_id: int
+    retry_alone: bool = True
+
+
+class ModelAdded(msgspec.Struct, frozen=True):
+    """Requests for ``model`` will be accepted from now on."""
+
+    model: int
+    limits: BatchLimits
+
+
+class LimitsChanged(msgspec.Struct, frozen=True):
+    """Something was measured or configured anew."""
+
+    model: int
+    limits: BatchLimits
+
+
+class ModelRemoved(msgspec.Struct, frozen=True):
+    """What waits is rejected; what runs may finish."""
+
+    model: int
+
+
+class InstanceAdded(msgspec.Struct, frozen=True):
+    """One more place where a batch can run. ``models``: which ones; () = every model."""
+
+    instance_id: int
+    models: tuple[int, ...] = ()
+
+
+class InstanceRemoved(msgspec.Struct, frozen=True):
+    """No further batch goes there; the one that runs may finish."""
+
+    instance_id: int
+
+
+class TimerFired(msgspec.Struct, frozen=True):
+    """``next_wakeup_ns`` has come."""
+
+
+Event = (
+    RequestsArrived
+    | RequestsCancelled
+    | BatchCompleted
+    | BatchFailed
+    | ModelAdded
+    | LimitsChanged
+    | ModelRemoved
+    | InstanceAdded
+    | InstanceRemoved
+    | TimerFired
+)
