@@ -1,0 +1,116 @@
+"""The address to listen on: taken once, shared on purpose, never shared by accident.
+
+``SO_REUSEPORT`` lets several workers listen on one port, and the kernel spreads the
+connections (socket(7)). It also lets a *stranger* of the same user join in silently: a
+second server on a port that is taken would start without an error and steal every other
+connection. So a port is first tried without the option.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import Any
+
+from headrace.errors import AddressInUse, ConfigError
+
+BACKLOG = 2048
+"""Connections the kernel holds until they are accepted; it cuts this to ``somaxconn``
+(4096 since Linux 5.4). A burst of reconnecting clients fits."""
+
+
+def listening_socket(
+    host: str, port: int, *, shared: bool = False, backlog: int = BACKLOG
+) -> socket.socket:
+    """A TCP socket that listens on ``host:port`` and does not block.
+
+    Args:
+        host: a name or an address of this machine; of a name's addresses the first is used.
+        port: 0 picks a free one (``getsockname()`` tells which).
+        shared: other workers will listen on the same port, held by :func:`reserve_port`.
+        backlog: see :data:`BACKLOG`.
+
+    Raises:
+        AddressInUse: another process listens there.
+        ConfigError: the host is not an address of this machine, or the port needs
+            privileges that this process lacks.
+    """
+    listener = _bound_socket(host, port, shared=shared)
+    try:
+        listener.listen(backlog)
+    except OSError as error:  # two sockets may bind alike; only one of them may listen
+        listener.close()
+        raise _explained(error, host, port) from error
+    listener.setblocking(False)
+    return listener
+
+
+def reserve_port(host: str, port: int) -> socket.socket:
+    """Holds a port for workers that will share it, without accepting on it.
+
+    The socket is bound but does not listen, so the kernel gives it no connections; while
+    it is open the port stays ours between one worker's death and the next one's start.
+    Port 0 is resolved here, once, for all workers.
+
+    Raises: as :func:`listening_socket`.
+    """
+    if port:
+        # Listening without SO_REUSEPORT is the test that fails wherever anybody is there.
+        listening_socket(host, port, backlog=1).close()
+    placeholder = _bound_socket(host, port, shared=True)
+    # Without this a second supervisor could bind beside us until our first worker listens.
+    placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    return placeholder
+
+
+def _bound_socket(host: str, port: int, *, shared: bool) -> socket.socket:
+    family, address = _resolve(host, port)
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # Connections of a server that just ended linger in TIME_WAIT; they are no conflict.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise _explained(error, host, port) from error
+    return bound
+
+
+def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as error:
+        raise ConfigError(
+            f"the host to listen on, {host!r}, cannot be resolved: {error}",
+            hint="use 127.0.0.1 (this machine only) or 0.0.0.0 (every interface)",
+            field="server.host",
+            got=host,
+        ) from error
+    family, _, _, _, address = found[0]
+    return family, address
+
+
+def _explained(error: OSError, host: str, port: int) -> AddressInUse | ConfigError:
+    if error.errno == errno.EADDRINUSE:
+        return AddressInUse(
+            f"port {port} of {host} is taken by another process",
+            hint=f"choose another with --port (0 picks a free one); "
+            f"`ss -ltnp 'sport = :{port}'` shows who has it",
+            host=host,
+            port=port,
+        )
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return ConfigError(
+            f"port {port} needs privileges that this process does not have",
+            hint="choose a port of 1024 or above",
+            field="server.port",
+            got=port,
+        )
+    return ConfigError(
+        f"cannot listen on {host}:{port}: {error.strerror or error}",
+        hint="use an address of this machine: 127.0.0.1, 0.0.0.0, or one shown by `ip addr`",
+        field="server.host",
+        got=host,
+    )
