@@ -1,0 +1,242 @@
+"""Counts what the instruments are told: integers in lists, nothing else on the hot path.
+
+``requests_completed`` runs once a batch and ``response_written`` once a request, on the
+event loop, so together they may cost about a microsecond a request. That is why a bucket is
+found by ``bisect`` on integer nanoseconds, sums stay in local variables until the batch is
+through, and no label, string or float is touched before somebody asks for a snapshot.
+
+Labels are bounded: a model becomes one when the engine loads it, never because a caller
+named it; versions that are gone keep their counters for a while (``MAX_RETIRED``).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from headrace.telemetry import snapshot
+from headrace.telemetry.instruments import BatchRecord, Instrument, RequestRecord
+from headrace.telemetry.process import UsageReader
+from headrace.telemetry.snapshot import (
+    BATCH_EXECUTE_NS,
+    BATCH_ROWS,
+    BATCHES,
+    COMPLETED,
+    INLINE_BATCHES,
+    PADDED_TOKENS,
+    ROW_BOUNDS,
+    ROWS,
+    SERVED_NS,
+    SPLIT_NS,
+    TIME_BOUNDS_NS,
+    TOKENS,
+    USEFUL_TOKENS,
+    Failure,
+    HttpCounters,
+    ModelCounters,
+    Snapshot,
+)
+
+MAX_RETIRED = 16
+"""Unloaded versions whose counters are kept, so that the scrape after a hot swap still sees
+how the old one ended; a server that swaps every hour stays bounded."""
+
+MAX_REASONS = 64
+"""Distinct failure reasons. Reasons are error codes, of which there are fewer than thirty; a
+runtime that invents a new one for every failure ends up in ``other``."""
+
+OTHER = "other"
+
+FIRST_BOUND_NS = TIME_BOUNDS_NS[0]
+"""Most stages of a small model end below it, and a comparison is cheaper than a search."""
+
+
+class Metrics(Instrument):
+    """Counters of one worker process. ``http`` belongs to the HTTP front-end.
+
+    Args:
+        version: of headrace, for ``headrace_build_info``.
+        inherited: the last snapshot of the worker whose place this one takes; its counters
+            go on, its gauges do not.
+        usage: reads the process and the machine.
+    """
+
+    def __init__(
+        self, *, version: str = "", inherited: bytes = b"", usage: UsageReader | None = None
+    ) -> None:
+        self.http = HttpCounters()
+        self._version = version
+        self._usage = usage or UsageReader()
+        self._inherited = snapshot.counters_only([inherited]) if inherited else b""
+        self._models: dict[tuple[str, str], ModelCounters] = {}
+        self._retired: dict[tuple[str, str], None] = {}
+        self._names: set[str] = set()
+        self._failures: dict[tuple[str, str, str, str], int] = {}
+        self._reasons: set[str] = set()
+
+    def requests_completed(self, records: Sequence[RequestRecord], ended_ns: int) -> None:
+        """One pass over a batch's requests, which are all of one model; hot."""
+        if not records:
+            return
+        first = records[0]
+        counters = self._models.get((first.model, first.version)) or self._known(
+            first.model, first.version
+        )
+        decode, prepare, queue, collate, execute, _, _, _ = counters.counts
+        bounds, bucket = TIME_BOUNDS_NS, bisect_left
+        rows = tokens = arrived_sum = 0
+        decode_sum = prepare_sum = queue_sum = collate_sum = execute_sum = 0
+        for record in records:
+            decoded = record.decoded_ns
+            admitted = record.admitted_ns
+            batched = record.batched_ns
+            started = record.started_ns
+            # A request made inside the process has no bytes and so no first two stamps.
+            arrived = record.arrived_ns
+            if arrived:
+                ns = decoded - arrived
+                decode_sum += ns
+                decode[bucket(bounds, ns) if ns > FIRST_BOUND_NS else 0] += 1
+                ns = admitted - decoded
+                prepare_sum += ns
+                prepare[bucket(bounds, ns) if ns > FIRST_BOUND_NS else 0] += 1
+                arrived_sum += arrived
+            else:
+                arrived_sum += admitted
+            ns = batched - admitted
+            queue_sum += ns
+            queue[bucket(bounds, ns) if ns > FIRST_BOUND_NS else 0] += 1
+            ns = started - batched
+            collate_sum += ns
+            collate[bucket(bounds, ns) if ns > FIRST_BOUND_NS else 0] += 1
+            ns = record.finished_ns - started
+            execute_sum += ns
+            execute[bucket(bounds, ns) if ns > FIRST_BOUND_NS else 0] += 1
+            rows += record.rows
+            tokens += record.tokens
+        sums = counters.sums_ns
+        sums[0] += decode_sum
+        sums[1] += prepare_sum
+        sums[2] += queue_sum
+        sums[3] += collate_sum
+        sums[4] += execute_sum
+        count = len(records)
+        totals = counters.totals
+        totals[COMPLETED] += count
+        totals[ROWS] += rows
+        totals[TOKENS] += tokens
+        totals[SERVED_NS] += ended_ns * count - arrived_sum
+
+    def response_written(self, record: RequestRecord) -> None:
+        """The last two stages and the whole; hot. The version may have been retired since."""
+        counters = self._models.get((record.model, record.version))
+        if counters is None:
+            return
+        _, _, _, _, _, encode, write, total = counters.counts
+        sums = counters.sums_ns
+        encoded = record.encoded_ns
+        written = record.written_ns
+        ns = encoded - record.finished_ns
+        sums[5] += ns
+        encode[bisect_left(TIME_BOUNDS_NS, ns) if ns > FIRST_BOUND_NS else 0] += 1
+        ns = written - encoded
+        sums[6] += ns
+        write[bisect_left(TIME_BOUNDS_NS, ns) if ns > FIRST_BOUND_NS else 0] += 1
+        ns = written - record.arrived_ns
+        sums[7] += ns
+        total[bisect_left(TIME_BOUNDS_NS, ns) if ns > FIRST_BOUND_NS else 0] += 1
+
+    def batch_executed(self, record: BatchRecord) -> None:
+        """Once an execution."""
+        counters = self._models.get((record.model, record.version)) or self._known(
+            record.model, record.version
+        )
+        rows, execute_ns, split_ns = record.rows, record.execute_ns, record.split_ns
+        totals = counters.totals
+        totals[BATCHES] += 1
+        totals[INLINE_BATCHES] += record.inline
+        totals[BATCH_ROWS] += rows
+        totals[BATCH_EXECUTE_NS] += execute_ns
+        totals[SPLIT_NS] += split_ns * record.requests
+        counters.batch_rows_counts[bisect_left(ROW_BOUNDS, rows)] += 1
+        counters.batch_execute_counts[bisect_left(TIME_BOUNDS_NS, execute_ns)] += 1
+        counters.split_counts[bisect_left(TIME_BOUNDS_NS, split_ns)] += record.requests
+        if record.padded_tokens:
+            totals[USEFUL_TOKENS] += record.useful_tokens
+            totals[PADDED_TOKENS] += record.padded_tokens
+
+    def request_failed(
+        self,
+        record: RequestRecord,
+        outcome: str,
+        reason: str,
+        ended_ns: int,  # noqa: ARG002 - the hook's signature; failures have no histogram
+    ) -> None:
+        """Counts it under the model it named, if this server has such a model."""
+        model = record.model if record.model in self._names else ""
+        version = record.version if (model, record.version) in self._models else ""
+        if reason not in self._reasons:
+            if len(self._reasons) < MAX_REASONS:
+                self._reasons.add(reason)
+            else:
+                reason = OTHER
+        key = (model, version, outcome, reason)
+        self._failures[key] = self._failures.get(key, 0) + 1
+
+    def queue_changed(self, model: str, version: str, waiting: int, running: int) -> None:
+        """Two gauges."""
+        counters = self._models.get((model, version)) or self._known(model, version)
+        counters.waiting = waiting
+        counters.running = running
+
+    def model_loaded(self, model: str, version: str, seconds: float) -> None:
+        """From now on the model has labels of its own."""
+        counters = self._known(model, version)
+        counters.load_seconds = seconds
+        counters.loaded = 1
+        self._retired.pop((model, version), None)
+
+    def model_unloaded(self, model: str, version: str) -> None:
+        """Keeps the counters, until ``MAX_RETIRED`` later versions have gone as well."""
+        counters = self._models.get((model, version))
+        if counters is None:
+            return
+        counters.loaded = counters.waiting = counters.running = 0
+        self._retired[(model, version)] = None
+        while len(self._retired) > MAX_RETIRED:
+            self._forget(next(iter(self._retired)))
+
+    def snapshot(self) -> bytes:
+        """Everything counted since the start, for ``merge`` and ``prometheus.render``."""
+        counted = snapshot.encode(
+            Snapshot(
+                version=self._version,
+                models=list(self._models.values()),
+                failures=[Failure(*key, count) for key, count in self._failures.items()],
+                http=self.http,
+                process=self._usage.process(),
+                machine=self._usage.machine(),
+            )
+        )
+        if not self._inherited:
+            return counted
+        return snapshot.encode(snapshot.merge([counted, self._inherited]))
+
+    def _known(self, model: str, version: str) -> ModelCounters:
+        """Counters of a version the engine speaks of; made if need be."""
+        key = (model, version)
+        counters = self._models.get(key)
+        if counters is None:
+            counters = self._models[key] = ModelCounters(model, version)
+            self._names.add(model)
+        return counters
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        del self._retired[key], self._models[key]
+        model = key[0]
+        gone = {key}
+        if all(name != model for name, _ in self._models):
+            self._names.discard(model)
+            gone.add((model, ""))
+        for failure in [each for each in self._failures if each[:2] in gone]:
+            del self._failures[failure]
