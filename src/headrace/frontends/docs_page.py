@@ -18,7 +18,7 @@ from urllib.parse import quote
 import msgspec
 from starlette.responses import HTMLResponse
 
-from headrace.frontends.examples import EMBEDDING_TEXTS, infer_example
+from headrace.frontends.examples import EMBEDDING_TEXTS, IMAGE_TASKS, infer_example
 from headrace.frontends.openapi import DescribedModel
 from headrace.types import ModelVersionStatus
 
@@ -174,6 +174,8 @@ def _form(models: Sequence[DescribedModel]) -> str:
         f'<script type="application/json" id="examples">{data}</script>'
         '<form id="try"><label for="example">Request</label>'
         f'<select id="example" name="example">{options}</select>'
+        '<div id="picture" hidden><label for="file">Picture of your own</label>'
+        '<input type="file" id="file" accept="image/*"></div>'
         '<label for="body">Body</label>'
         '<textarea id="body" name="body" spellcheck="false"></textarea>'
         '<p class="soft">In place of long data the form accepts <code>{"fill": value}</code> '
@@ -190,14 +192,23 @@ def _form_examples(models: Sequence[DescribedModel]) -> list[dict[str, Any]]:
     examples: list[dict[str, Any]] = []
     for model in models:
         name = model.metadata.name
-        path = f"/v2/models/{_quoted(name)}/infer"
         if model.embeds:
-            body: dict[str, Any] = {"model": name, "input": EMBEDDING_TEXTS}
             examples.append(
-                {"label": f"{name}: embeddings", "path": "/v1/embeddings", "body": body}
+                {
+                    "label": f"{name}: embeddings",
+                    "path": "/v1/embeddings",
+                    "body": {"model": name, "input": EMBEDDING_TEXTS},
+                    "picture": False,
+                }
             )
-        body = infer_example(model.metadata)
-        examples.append({"label": f"{name}: infer", "path": path, "body": body})
+        examples.append(
+            {
+                "label": f"{name}: infer",
+                "path": f"/v2/models/{_quoted(name)}/infer",
+                "body": infer_example(model.metadata, model.task_kind),
+                "picture": model.task_kind in IMAGE_TASKS,
+            }
+        )
     return examples
 
 

@@ -301,7 +301,7 @@ def _path_parameter(name: str, examples: Sequence[str]) -> Schema:
 def _infer_examples(models: Sequence[DescribedModel]) -> dict[str, Any]:
     examples = {}
     for model in models:
-        value = infer_example(model.metadata)
+        value = infer_example(model.metadata, model.task_kind)
         if is_complete(value):
             name = model.metadata.name
             examples[name] = {"summary": f"for the model {name}", "value": value}

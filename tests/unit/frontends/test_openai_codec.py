@@ -20,6 +20,7 @@ from headrace.frontends.codecs.openai import (
     decode_embeddings,
     encode_embeddings,
 )
+from headrace.types import DYNAMIC
 
 matrices = np_st.arrays(
     np.float32,
@@ -109,9 +110,15 @@ def test_any_bytes_are_a_request_or_an_invalid_one(body: bytes) -> None:
 def test_dimensions_are_the_models_or_nothing() -> None:
     check_dimensions(EmbeddingsRequest("m", ["a"]), 384)
     check_dimensions(EmbeddingsRequest("m", ["a"], dimensions=384), 384)
-    with pytest.raises(InvalidRequest, match="384 dimensions, not 128") as caught:
+    with pytest.raises(InvalidRequest, match="384 dimensions, 128 were asked for") as caught:
         check_dimensions(EmbeddingsRequest("m", ["a"], dimensions=128), 384)
     assert caught.value.details["param"] == "dimensions"
+
+
+def test_dimensions_that_nobody_knows_cannot_be_asked_for() -> None:
+    check_dimensions(EmbeddingsRequest("m", ["a"]), DYNAMIC)
+    with pytest.raises(InvalidRequest, match="does not say"):
+        check_dimensions(EmbeddingsRequest("m", ["a"], dimensions=128), DYNAMIC)
 
 
 @given(matrices)

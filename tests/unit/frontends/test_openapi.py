@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -11,6 +13,7 @@ import jsonschema_rs
 import pytest
 import schemathesis
 from hypothesis import settings
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.testclient import TestClient
@@ -112,6 +115,16 @@ def test_optional_inputs_are_left_out_of_examples() -> None:
     assert [tensor["name"] for tensor in infer_example(MODELS["mlp"])["inputs"]] == ["x"]
 
 
+def test_the_example_of_an_image_model_is_a_picture() -> None:
+    spec = TensorSpec("image", "BYTES", (-1,))
+    example = infer_example(a_model("m", spec), "image-classification")
+    picture = base64.b64decode(example["inputs"][0]["data"][0])
+    with Image.open(io.BytesIO(picture), formats=["PNG"]) as image:
+        image.load()
+        assert image.size == (16, 16)
+        assert image.getextrema() == (0, 255)
+
+
 def test_a_large_example_is_only_for_the_form() -> None:
     assert not is_complete(infer_example(MODELS["picture"]))
     infer = a_document()["paths"]["/v2/models/{model}/infer"]["post"]
@@ -167,7 +180,7 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "link", "br"):
+        if tag not in ("meta", "link", "br", "input"):
             self.open.append(tag)
         for name, value in attrs:
             if name in ("href", "src", "action"):

@@ -15,6 +15,7 @@ import numpy as np
 
 from headrace.errors import InferenceFailed, InvalidRequest
 from headrace.frontends.codecs import json_guard
+from headrace.types import DYNAMIC
 
 MAX_INPUTS = 2048
 """Texts in one request: OpenAI's own limit, which its clients know and split by."""
@@ -70,16 +71,23 @@ def check_dimensions(request: EmbeddingsRequest, dimensions: int) -> None:
     A vector is never cut: only models trained for it (Matryoshka) stay meaningful, and
     nothing here knows whether this one was.
 
+    Args:
+        request: as it came.
+        dimensions: the model's; -1 (DYNAMIC) where its signature does not say.
+
     Raises:
         InvalidRequest: ``dimensions`` was asked for and differs from the model's.
     """
-    if request.dimensions is not None and request.dimensions != dimensions:
-        raise _invalid(
-            "dimensions",
-            f"model '{request.model}' has {dimensions} dimensions, not {request.dimensions}",
-            code="unsupported_parameter",
-            hint=f"leave 'dimensions' out or send {dimensions}",
-        )
+    if request.dimensions is None or request.dimensions == dimensions:
+        return
+    known = dimensions != DYNAMIC
+    what = f"has {dimensions} dimensions" if known else "does not say how many dimensions it has"
+    raise _invalid(
+        "dimensions",
+        f"model '{request.model}' {what}, {request.dimensions} were asked for",
+        code="unsupported_parameter",
+        hint="leave 'dimensions' out" + (f", or send {dimensions}" if known else ""),
+    )
 
 
 def encode_embeddings(

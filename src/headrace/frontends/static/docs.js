@@ -7,6 +7,8 @@ const examples = JSON.parse(document.getElementById("examples").textContent);
 const form = document.getElementById("try");
 const choice = document.getElementById("example");
 const body = document.getElementById("body");
+const picture = document.getElementById("picture");
+const file = document.getElementById("file");
 const curl = document.getElementById("curl");
 const outcome = document.getElementById("outcome");
 const answer = document.getElementById("answer");
@@ -45,7 +47,22 @@ function updateCurl() {
   curl.textContent = unfinished + `curl -s '${url}' -H 'Content-Type: application/json' -d '${quoted}'`;
 }
 
+// A picture travels in JSON as the base64 of its file.
+function readPicture() {
+  const reader = new FileReader();
+  reader.addEventListener("load", () => {
+    const request = structuredClone(examples[choice.value].body);
+    request.inputs[0].data = [reader.result.slice(reader.result.indexOf(",") + 1)];
+    body.value = JSON.stringify(request, null, 2);
+    updateCurl();
+  });
+  if (file.files.length > 0) {
+    reader.readAsDataURL(file.files[0]);
+  }
+}
+
 function choose() {
+  picture.hidden = !examples[choice.value].picture;
   body.value = JSON.stringify(examples[choice.value].body, null, 2);
   outcome.textContent = "";
   answer.textContent = "";
@@ -80,6 +97,7 @@ async function send(event) {
 }
 
 choice.addEventListener("change", choose);
+file.addEventListener("change", readPicture);
 body.addEventListener("input", updateCurl);
 form.addEventListener("submit", send);
 choose();
