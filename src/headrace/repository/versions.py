@@ -1,0 +1,51 @@
+"""Which versions of a model are served: ``latest``, ``latest:N``, ``all``, or ``"1,3"``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from headrace.errors import ConfigError
+
+VERSION_FOLDER = re.compile(r"[1-9][0-9]{0,18}")
+"""Whole, positive, no leading zero, within 63 bits: Triton's rule for version folders."""
+
+_LATEST = re.compile(r"latest(?::([1-9][0-9]{0,5}))?")
+
+
+class VersionPolicy:
+    """A parsed policy.
+
+    Attributes:
+        named: the versions asked for by number, empty for the other policies.
+
+    Raises:
+        ConfigError: the text is none of the four forms.
+    """
+
+    def __init__(self, text: str, *, model: str) -> None:
+        self.named: frozenset[int] = frozenset()
+        self._newest: int | None = None
+        policy = text.strip()
+        latest = _LATEST.fullmatch(policy)
+        if latest:
+            self._newest = int(latest[1] or 1)
+        elif policy != "all":
+            numbers = [part.strip() for part in policy.split(",")]
+            if not all(VERSION_FOLDER.fullmatch(number) for number in numbers):
+                raise ConfigError(
+                    f"model {model!r}: versions = {text!r} is not a version policy",
+                    hint='say "latest", "latest:2", "all", or numbers such as "1,3"',
+                    model=model,
+                )
+            self.named = frozenset(int(number) for number in numbers)
+
+    def candidates(self, available: Iterable[int]) -> Iterator[int]:
+        """The versions to try, newest first; stop after :meth:`enough` of them could be served."""
+        for version in sorted(available, reverse=True):
+            if not self.named or version in self.named:
+                yield version
+
+    def enough(self, served: int) -> bool:
+        """Whether ``served`` versions are all that this policy wants."""
+        return self._newest is not None and served >= self._newest
