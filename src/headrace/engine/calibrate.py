@@ -1,0 +1,232 @@
+"""Measures a freshly loaded model: does batching work, does it pay, how far, and what is cheap.
+
+Nothing here is asked of the user: how many rows or tokens make a good batch, and whether the
+model is cheaper than a thread hop, are questions to the model on this machine. Batching is
+*proved* on sample inputs (two rows together must give what each gives alone) before any two
+callers are put into one execution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from headrace.clock import MonotonicClock
+from headrace.engine.collate import collate, split
+from headrace.engine.served import Profile
+from headrace.errors import HeadraceError
+from headrace.runtimes.base import LoadedModel
+from headrace.tasks.base import Item, Padding
+from headrace.types import DTYPE_OF, DYNAMIC, TensorSpec
+
+Inputs = list[np.ndarray | None]
+
+_now_ns = MonotonicClock.now_ns
+
+ROWS_MAX = 256
+"""Largest batch tried. Beyond it even the tiniest models gain less than a per cent."""
+
+DEFAULT_BATCH_TOKENS = 512
+"""Used until something better was measured: on AVX2 and AVX-512 machines larger batches of a
+small encoder leave the cache, smaller ones pay the overhead more often."""
+
+TOKEN_BUDGETS = (256, 512, 1024)
+_PROBE_LENGTH = 32
+_PAYS = 1.05
+"""A larger batch must be this much cheaper per row (or token) than the best smaller one."""
+
+_FREE_SIZES = (8, 32, 224, 1)
+"""Tried, in this order, for dimensions that the model leaves open."""
+
+
+class NotMeasured(Exception):
+    """The model takes none of the sample inputs; it is served one request at a time."""
+
+
+def sample_inputs(
+    specs: Sequence[TensorSpec], rows: int, free: int, seed: int = 0, high: int = 2
+) -> Inputs:
+    """Random inputs of the signature: ``rows`` along the first axis, ``free`` along open ones.
+
+    Integers stay below ``high``, so that they are valid indices of almost anything.
+    """
+    rng = np.random.default_rng(seed)
+    inputs: Inputs = []
+    for spec in specs:
+        shape = tuple(
+            (rows if axis == 0 else free) if size == DYNAMIC else size
+            for axis, size in enumerate(spec.shape)
+        )
+        dtype = DTYPE_OF[spec.datatype]
+        if spec.name.endswith("mask"):
+            array = np.ones(shape, dtype=dtype)  # a masked token would not take part
+        elif spec.datatype == "BYTES":
+            array = np.full(shape, b"a", dtype=object)
+        elif spec.datatype == "BF16":
+            # The upper half of a float32 is a bfloat16.
+            array = (rng.random(shape, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        elif dtype.kind == "f":
+            array = rng.random(shape, np.float32).astype(dtype)
+        else:
+            array = rng.integers(0, high, shape).astype(dtype)
+        inputs.append(array)
+    return inputs
+
+
+def calibrate(
+    loaded: LoadedModel, padding: Padding | None, *, hop_ns: int, budget_ns: int
+) -> Profile:
+    """Measures within about ``budget_ns`` (at least the few runs that decide correctness).
+
+    The model must be idle if its ``concurrency`` is 1.
+    """
+    deadline_ns = _now_ns() + budget_ns
+    try:
+        free = _PROBE_LENGTH if padding is not None else working_size(loaded)
+        row_ns = time_execution(loaded, sample_inputs(loaded.inputs, 1, free))
+    except NotMeasured as error:
+        return Profile(reason=str(error))
+    reason = _why_not_batchable(loaded, free)
+    if not reason and padding is not None:
+        reason = _why_not_paddable(loaded, padding)
+    if reason:
+        return Profile(inline_rows=int(row_ns < hop_ns), row_ns=row_ns, reason=reason)
+    if padding is not None:
+        return _calibrate_tokens(loaded, row_ns, deadline_ns)
+    return _calibrate_rows(loaded, free, row_ns, hop_ns=hop_ns, deadline_ns=deadline_ns)
+
+
+def _calibrate_rows(
+    loaded: LoadedModel, free: int, row_ns: int, *, hop_ns: int, deadline_ns: int
+) -> Profile:
+    best_rows, best_ns = 1, float(row_ns)
+    inline_rows = int(row_ns < hop_ns)
+    rows, taken_ns = 1, row_ns
+    while rows < ROWS_MAX:
+        rows *= 2
+        if _now_ns() + 3 * 2 * taken_ns > deadline_ns:
+            break
+        taken_ns = time_execution(loaded, sample_inputs(loaded.inputs, rows, free))
+        if taken_ns < hop_ns:
+            inline_rows = rows
+        if taken_ns / rows * _PAYS < best_ns:
+            best_rows, best_ns = rows, taken_ns / rows
+        elif rows >= 8 * best_rows:
+            break  # two doublings without gain: it has flattened out
+    return Profile(max_rows=best_rows, inline_rows=inline_rows, row_ns=row_ns, batchable=True)
+
+
+def _calibrate_tokens(loaded: LoadedModel, row_ns: int, deadline_ns: int) -> Profile:
+    measured: list[tuple[int, int]] = []
+    expected_ns = row_ns * TOKEN_BUDGETS[0] // _PROBE_LENGTH
+    for tokens in TOKEN_BUDGETS:
+        if _now_ns() + 2 * expected_ns > deadline_ns:
+            break
+        inputs = sample_inputs(loaded.inputs, tokens // _PROBE_LENGTH, _PROBE_LENGTH)
+        measured.append((tokens, time_execution(loaded, inputs)))
+        expected_ns = 2 * measured[-1][1]
+    budget, best = DEFAULT_BATCH_TOKENS, float("inf")
+    for tokens, taken_ns in measured:
+        if taken_ns / tokens * _PAYS < best:
+            budget, best = tokens, taken_ns / tokens
+    overhead = 0
+    if measured:
+        # t = a + c x tokens through the smallest and the best point; a / c is in tokens.
+        per_token = min(taken_ns / tokens for tokens, taken_ns in measured)
+        overhead = max(0, round(row_ns / per_token) - _PROBE_LENGTH)
+    return Profile(
+        max_rows=ROWS_MAX,
+        batch_tokens=budget,
+        overhead_tokens=min(overhead, _PROBE_LENGTH),
+        row_ns=row_ns,
+        batchable=True,
+        reason="" if len(measured) == len(TOKEN_BUDGETS) else "measured in part",
+    )
+
+
+def working_size(loaded: LoadedModel) -> int:
+    """A size for open dimensions that the model accepts."""
+    open_axes = any(DYNAMIC in spec.shape[1:] for spec in loaded.inputs)
+    problem = ""
+    for free in _FREE_SIZES if open_axes else (1,):
+        try:
+            loaded.execute(sample_inputs(loaded.inputs, 1, free))
+        except HeadraceError as error:
+            problem = problem or error.message
+        else:
+            return free
+    raise NotMeasured(f"no sample input could be run: {problem}")
+
+
+def _why_not_batchable(loaded: LoadedModel, free: int) -> str:
+    """ "" where rows go through the model independently of one another."""
+    for spec in (*loaded.inputs, *loaded.outputs):
+        if not spec.shape or spec.shape[0] != DYNAMIC:
+            return f"the first dimension of '{spec.name}' is not free"
+    first = sample_inputs(loaded.inputs, 1, free, seed=1)
+    second = sample_inputs(loaded.inputs, 1, free, seed=2)
+    together = [
+        np.concatenate([a, b])
+        for a, b in zip(first, second, strict=True)
+        if a is not None
+        if b is not None
+    ]
+    try:
+        alone = [loaded.execute(first), loaded.execute(second)]
+        both = loaded.execute(together)
+    except HeadraceError as error:
+        return f"two rows together fail: {error.message}"
+    for spec, a, b, ab in zip(loaded.outputs, *alone, both, strict=True):
+        if a.shape[0] != 1 or ab.shape[0] != 2:
+            return f"output '{spec.name}' does not have one row per row of input"
+        if not (_close(a[0], ab[0]) and _close(b[0], ab[1])):
+            return f"output '{spec.name}' of a row depends on its neighbours"
+    return ""
+
+
+def _why_not_paddable(loaded: LoadedModel, padding: Padding) -> str:
+    """ "" where padding a row to a longer neighbour leaves its answer as it was."""
+    items = [
+        Item(tuple(sample_inputs(loaded.inputs, 1, length, seed=length)), 1, length)
+        for length in (_PROBE_LENGTH // 4, _PROBE_LENGTH)
+    ]
+    try:
+        alone = [loaded.execute(list(item.arrays)) for item in items]
+        batch, rows = collate(items, padding, loaded.shape_policy)
+        pieces = split(loaded.execute(batch), [1, 1], rows)
+    except HeadraceError as error:
+        return f"rows of different length together fail: {error.message}"
+    for item, expected, piece in zip(items, alone, pieces, strict=True):
+        for spec, want, got in zip(loaded.outputs, expected, piece, strict=True):
+            if got.ndim > padding.axis and got.shape != want.shape:
+                where = (slice(None),) * padding.axis
+                got = got[(*where, slice(0, item.length))]  # noqa: PLW2901 - the real part of it
+            if not _close(want, got):
+                return f"output '{spec.name}' of a row changes when the row is padded"
+    return ""
+
+
+def _close(alone: np.ndarray, together: np.ndarray) -> bool:
+    if alone.shape != together.shape:
+        return False
+    if alone.dtype.kind != "f":
+        return bool(np.array_equal(alone, together))
+    scale = float(np.abs(np.nan_to_num(alone)).max(initial=1e-6))
+    return bool(np.allclose(alone, together, rtol=1e-3, atol=1e-3 * scale, equal_nan=True))
+
+
+def time_execution(loaded: LoadedModel, inputs: Inputs) -> int:
+    """Nanoseconds of one execution: the best of a few, because noise only ever adds."""
+    loaded.execute(inputs)  # the first of a shape may compile or allocate
+    best = 2**62
+    spent = 0
+    for _ in range(5):
+        started_ns = _now_ns()
+        loaded.execute(inputs)
+        taken_ns = _now_ns() - started_ns
+        best = min(best, taken_ns)
+        spent += taken_ns
+        if spent > 20_000_000:
+            break
+    return best

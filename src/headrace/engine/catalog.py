@@ -1,0 +1,123 @@
+"""Which models there are, which version answers to a name, and what is wrong with the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headrace.engine.served import ServedModel
+from headrace.errors import ModelNotFound, ModelNotReady
+from headrace.types import ModelMetadata, ModelVersionStatus
+
+
+class Catalog:
+    """Names and versions -> served models; the read side that the protocols' metadata needs."""
+
+    def __init__(self) -> None:
+        # (name, version) and (name, "") -> model: one look-up on the path of a request.
+        self._routes: dict[tuple[str, str], ServedModel] = {}
+        self._statuses: dict[tuple[str, str], ModelVersionStatus] = {}
+
+    def resolve(self, name: str, version: str = "") -> ServedModel:
+        """The model that answers; without a version the highest that is ready.
+
+        Raises:
+            ModelNotFound: no model of this name, or not in this version.
+            ModelNotReady: known, and not ready: the message says why.
+        """
+        served = self._routes.get((name, version))
+        if served is None:
+            self._explain_missing(name, version)
+        assert served is not None
+        return served
+
+    def metadata(self, name: str, version: str = "") -> ModelMetadata:
+        """The public signature. Raises as :meth:`resolve`."""
+        return self.resolve(name, version).metadata
+
+    def model_config(self, name: str, version: str = "") -> dict[str, Any]:
+        """Triton's ModelConfig as JSON-able values. Raises as :meth:`resolve`."""
+        return self.resolve(name, version).triton_config()
+
+    def task_kind(self, name: str, version: str = "") -> str:
+        """The name of the model's task ("tensor" for none). Raises as :meth:`resolve`."""
+        task = self.resolve(name, version).task
+        return "tensor" if task is None else task.kind
+
+    def is_ready(self, name: str = "", version: str = "") -> bool:
+        """One model, or with no name: all that are known, and at least one.
+
+        Raises:
+            ModelNotFound: ``name`` was given and is not known.
+        """
+        if name:
+            try:
+                self.resolve(name, version)
+            except ModelNotReady:
+                return False
+            return True
+        return bool(self._statuses) and all(s.state == "READY" for s in self.statuses())
+
+    def statuses(self) -> list[ModelVersionStatus]:
+        """Every version known, sorted by name and version."""
+        return [self._statuses[key] for key in sorted(self._statuses, key=_by_name_and_number)]
+
+    def set_status(self, name: str, version: str, state: str, reason: str = "") -> None:
+        """Records what the index shows for a version."""
+        self._statuses[name, version] = ModelVersionStatus(name, version, state, reason)
+
+    def publish(self, served: ServedModel) -> None:
+        """Routes requests for this version to ``served`` from now on."""
+        self._routes[served.name, served.version] = served
+        self.set_status(served.name, served.version, "READY")
+        self._update_routes(served.name)
+
+    def withdraw(self, served: ServedModel, reason: str = "unloaded") -> None:
+        """No new request reaches ``served``."""
+        del self._routes[served.name, served.version]
+        self.set_status(served.name, served.version, "UNAVAILABLE", reason)
+        self._update_routes(served.name)
+
+    def served(self) -> list[ServedModel]:
+        """Every version that is ready, once each."""
+        return [model for (_, version), model in self._routes.items() if version]
+
+    def _update_routes(self, name: str) -> None:
+        versions = [model for model in self.served() if model.name == name]
+        self._routes.pop((name, ""), None)
+        if versions:
+            latest = max(versions, key=lambda model: _number(model.version))
+            self._routes[name, ""] = latest
+
+    def _explain_missing(self, name: str, version: str) -> None:
+        known = {n: s for (n, _), s in self._statuses.items()}
+        if name not in known:
+            raise ModelNotFound(
+                f"Request for unknown model: '{name}' is not found",
+                hint=f"the models here are {sorted(known)}" if known else "no model is loaded",
+                model=name,
+            )
+        statuses = [s for s in self.statuses() if s.name == name]
+        versions = [s.version for s in statuses]
+        if version and version not in versions:
+            raise ModelNotFound(
+                f"Request for unknown model: '{name}' version {version} is not found",
+                hint=f"the versions here are {versions}",
+                model=name,
+                version=version,
+            )
+        status = next((s for s in statuses if s.version == version), statuses[-1])
+        raise ModelNotReady(
+            f"Request for unknown model: '{name}' version {status.version} is not ready: "
+            f"{status.state}{', ' + status.reason if status.reason else ''}",
+            model=name,
+            version=status.version,
+            state=status.state,
+        )
+
+
+def _number(version: str) -> tuple[int, str]:
+    return (int(version), "") if version.isascii() and version.isdigit() else (-1, version)
+
+
+def _by_name_and_number(key: tuple[str, str]) -> tuple[str, tuple[int, str]]:
+    return key[0], _number(key[1])

@@ -1,0 +1,515 @@
+"""The imperative room: asks the core what to do, does it, and tells the core what happened.
+
+Law: everything in :class:`Engine` runs on one event loop, and between an event and the last
+of its actions nothing awaits, so the state cannot change under a decision.
+
+A request comes in through :meth:`Engine.submit` and leaves through its ``Reply``, exactly
+once. Arrivals are collected for one turn of the loop and reported to the core as one event;
+so whatever comes in together can run together, and a lone request still starts in the very
+next step of the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from headrace.clock import Clock, MonotonicClock
+from headrace.core.actions import (
+    CancelRequests,
+    CompleteRequests,
+    ExecuteBatch,
+    ExpireRequests,
+    FailRequests,
+    RejectRequest,
+)
+from headrace.core.events import (
+    BatchCompleted,
+    BatchFailed,
+    BatchLimits,
+    Event,
+    InstanceAdded,
+    LimitsChanged,
+    ModelAdded,
+    ModelRemoved,
+    QueuedRequest,
+    RequestsArrived,
+    RequestsCancelled,
+    TimerFired,
+)
+from headrace.core.pool import SchedulerStatistics
+from headrace.core.scheduler import Scheduler
+from headrace.engine.catalog import Catalog
+from headrace.engine.inflight import Part, Reply, Ticket
+from headrace.engine.instances import BatchJob, InstanceThread, measure_hop_ns
+from headrace.engine.outcomes import Outcomes
+from headrace.engine.preprocess import Outcome, Preprocessor
+from headrace.engine.served import Profile, ServedModel
+from headrace.engine.shapes import ShapeKeys
+from headrace.engine.validate import check_inputs, rows_of
+from headrace.errors import (
+    DeadlineExceeded,
+    HeadraceError,
+    InferenceFailed,
+    InstanceDied,
+    ModelNotReady,
+    Overloaded,
+)
+from headrace.tasks.base import Item
+from headrace.telemetry.instruments import Instrument, RequestRecord
+from headrace.types import InferenceRequest, InferenceResponse
+
+_LOG = logging.getLogger("headrace.engine")
+
+
+class Engine:
+    """One pool of instances and the models that share it. Made on a running event loop.
+
+    Args:
+        instances: batches that may run at one time (threads).
+        preprocess_threads: threads for tasks.
+        instrument: told of everything, asked nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        instances: int,
+        preprocess_threads: int,
+        instrument: Instrument | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._now_ns = (clock or MonotonicClock()).now_ns
+        self._scheduler = Scheduler()
+        self.catalog = Catalog()
+        self._outcomes = Outcomes(instrument or Instrument(), self._now_ns)
+        self._instrument = instrument or Instrument()
+        self._models: dict[int, ServedModel] = {}
+        self._parts: dict[int, Part] = {}
+        self._arrived: list[QueuedRequest] = []
+        self._events: deque[tuple[Event, BatchJob | None]] = deque()
+        self._job: BatchJob | None = None  # the batch that the current event is about
+        self._driving = False
+        self._next_request_id = 1
+        self._next_model = 1
+        self._tickets = 0
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._shape_keys = ShapeKeys()
+        self._preprocessor = Preprocessor(self._loop, preprocess_threads, self._on_prepared)
+        self._instances = [
+            InstanceThread(number, self._loop, self._on_batch_finished)
+            for number in range(instances)
+        ]
+        self._carry_out: dict[type, Callable[[Any], None]] = {
+            ExecuteBatch: self._execute_batch,
+            CompleteRequests: self._complete_requests,
+            RejectRequest: self._reject_request,
+            ExpireRequests: self._expire_requests,
+            CancelRequests: self._forget_requests,
+            FailRequests: self._fail_requests,
+        }
+        for instance in self._instances:
+            self._drive(InstanceAdded(instance.instance_id))
+
+    # -- requests ------------------------------------------------------------------------
+
+    def submit(self, request: InferenceRequest, reply: Reply) -> Ticket:
+        """Takes a request in. Returns at once; ``reply`` is called later, exactly once.
+
+        Raises:
+            RequestError, CapacityError: known at once to be impossible; ``reply`` is then
+                never called.
+        """
+        served = self.catalog.resolve(request.model_name, request.model_version)
+        record = RequestRecord(
+            served.name,
+            served.version,
+            0,
+            0,
+            request.arrived_ns,
+            request.decoded_ns,
+        )
+        try:
+            if self._draining:
+                raise ModelNotReady("the server is shutting down", code="shutting_down")
+            arrays = check_inputs(request, served)
+            ticket = Ticket(served, request, reply, record)
+            if served.task is None:
+                ticket.arrays = arrays
+                ticket.rows = rows_of(arrays, served)
+                self._admit(ticket)
+            else:
+                self._prepare(ticket)
+        except HeadraceError as error:
+            self._outcomes.refused(record, error)
+            raise
+        self._tickets += 1
+        return ticket
+
+    async def infer(self, request: InferenceRequest) -> InferenceResponse:
+        """Waits for the answer. Cancelling the awaiting task cancels the request.
+
+        Raises:
+            HeadraceError: any way in which a request can end but success.
+        """
+        reply = _FutureReply(self._loop)
+        ticket = self.submit(request, reply)
+        try:
+            return await reply.future
+        except asyncio.CancelledError:
+            self.cancel(ticket)
+            raise
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Nobody wants the answer any more: what waits is removed, what runs is dropped.
+
+        The reply is not called. Does nothing if the request has ended.
+        """
+        if not ticket.done:
+            parts = ticket.all_parts()
+            self._end(ticket)
+            self._outcomes.ended(ticket.record, "cancel", "cancelled")
+            self._withdraw(parts)
+
+    def _prepare(self, ticket: Ticket) -> None:
+        served = ticket.served
+        limit = served.config.queue.max_queue_size
+        if served.preparing >= limit:
+            raise Overloaded(
+                f"model '{served.name}' has {limit} requests being prepared already",
+                code="queue_full",
+                hint="retry later, send fewer at a time, or raise max_queue_size",
+                model=served.name,
+                limit="max_queue_size",
+            )
+        served.preparing += 1
+        self._preprocessor.add(ticket)
+
+    def _on_prepared(self, outcomes: list[Outcome]) -> None:
+        for ticket, outcome in outcomes:
+            ticket.served.preparing -= 1
+            if ticket.done:
+                continue
+            if isinstance(outcome, HeadraceError):
+                self._fail(ticket, "reject", outcome)
+            else:
+                ticket.tokens = outcome.tokens
+                self._admit_items(ticket, outcome.items)
+
+    def _admit_items(self, ticket: Ticket, items: Sequence[Item]) -> None:
+        if len(items) == 1:
+            item = items[0]
+            ticket.arrays, ticket.rows, ticket.length = item.arrays, item.rows, item.length
+        else:
+            ticket.parts = [Part(ticket, 0, item.arrays, item.rows, item.length) for item in items]
+            ticket.left = len(items)
+            ticket.rows = sum(item.rows for item in items)
+        if items:
+            self._admit(ticket)
+        else:
+            self._respond(ticket)
+
+    def _admit(self, ticket: Ticket) -> None:
+        """Gives every part an id and reports them all at the end of this turn of the loop."""
+        served, request, record = ticket.served, ticket.request, ticket.record
+        now_ns = self._now_ns()
+        record.rows = ticket.rows
+        record.tokens = ticket.tokens
+        record.admitted_ns = now_ns
+        if not record.arrived_ns:
+            record.arrived_ns = record.decoded_ns = now_ns
+        deadline_ns = record.arrived_ns + (request.timeout_ns or served.timeout_ns)
+        if not self._arrived:
+            self._loop.call_soon(self._report_arrivals)
+        request_id = self._next_request_id
+        for part in ticket.parts or (ticket,):
+            part.request_id = request_id
+            self._parts[request_id] = part
+            self._arrived.append(
+                QueuedRequest(
+                    request_id,
+                    served.number,
+                    part.rows,
+                    part.length,
+                    0 if served.uniform_rows else self._shape_keys.key(part.arrays, served),
+                    now_ns,
+                    deadline_ns,
+                    request.priority,
+                )
+            )
+            request_id += 1
+        self._next_request_id = request_id
+
+    def _report_arrivals(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        self._drive(RequestsArrived(arrived))
+
+    # -- models --------------------------------------------------------------------------
+
+    def add_model(self, served: ServedModel, profile: Profile) -> None:
+        """Publishes a loaded model: requests for it are taken from now on."""
+        served.number = self._next_model
+        self._next_model += 1
+        served.profile = profile
+        served.batchable = profile.batchable
+        self._models[served.number] = served
+        self._drive(ModelAdded(served.number, limits_of(served)))
+        self.catalog.publish(served)
+
+    def set_profile(self, served: ServedModel, profile: Profile) -> None:
+        """Something was measured anew: batches are formed by it from now on."""
+        if served.number in self._models:
+            served.profile = profile
+            self._drive(LimitsChanged(served.number, limits_of(served)))
+
+    def remove_model(self, served: ServedModel) -> None:
+        """Withdraws a model: what waits for it is refused, what runs may finish."""
+        self.catalog.withdraw(served)
+        del self._models[served.number]
+        self._drive(ModelRemoved(served.number))
+
+    # -- the loop between core and instances -----------------------------------------------
+
+    def _drive(self, event: Event, job: BatchJob | None = None) -> None:
+        """Tells the core and carries out what it answers; not re-entrant, never awaits."""
+        self._events.append((event, job))
+        if self._driving:
+            return
+        self._driving = True
+        events, handle, carry_out = self._events, self._scheduler.handle, self._carry_out
+        try:
+            while events:
+                event, self._job = events.popleft()
+                for action in handle(event, now_ns=self._now_ns()):
+                    carry_out[type(action)](action)
+        finally:
+            self._driving = False
+            self._job = None
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        wakeup_ns = self._scheduler.next_wakeup_ns()
+        if wakeup_ns is None:
+            return
+        when_s = wakeup_ns / 1e9
+        timer = self._timer
+        if timer is not None and timer.when() <= when_s:
+            return
+        if timer is not None:
+            timer.cancel()
+        delay_s = max(0.0, (wakeup_ns - self._now_ns()) / 1e9)
+        self._timer = self._loop.call_later(delay_s, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._drive(TimerFired())
+
+    def _execute_batch(self, action: ExecuteBatch) -> None:
+        served = self._models[action.model]
+        parts = [self._parts[request_id] for request_id in action.request_ids]
+        job = BatchJob(action.batch_id, action.instance_id, served, parts)
+        if action.rows <= served.profile.inline_rows:
+            job.inline = True
+            job.run()
+            self._events.append((self._after(job), job))
+        else:
+            self._instances[action.instance_id].submit(job)
+
+    def _on_batch_finished(self, job: BatchJob) -> None:
+        self._drive(self._after(job), job)
+
+    def _after(self, job: BatchJob) -> BatchCompleted | BatchFailed:
+        self._outcomes.batch(job)
+        if job.error is None:
+            return BatchCompleted(job.batch_id)
+        return BatchFailed(job.batch_id, retry_alone=not isinstance(job.error, InstanceDied))
+
+    # -- how requests end ------------------------------------------------------------------
+
+    def _complete_requests(self, action: CompleteRequests) -> None:
+        job = self._job
+        assert job is not None
+        assert job.batch_id == action.batch_id
+        parts = self._parts
+        wanted = set(action.request_ids) if len(action.request_ids) < len(job.parts) else None
+        finished: list[Ticket] = []
+        for part, piece in zip(job.parts, job.pieces, strict=True):
+            if wanted is not None and part.request_id not in wanted:
+                continue
+            del parts[part.request_id]
+            part.result = piece
+            ticket = _ticket_of(part)
+            ticket.left -= 1
+            if not ticket.left:
+                record = ticket.record
+                record.batched_ns = job.started_ns
+                record.started_ns = job.collated_ns
+                record.finished_ns = job.finished_ns
+                finished.append(ticket)
+        self._outcomes.completed(finished)
+        for ticket in finished:
+            self._respond(ticket)
+
+    def _respond(self, ticket: Ticket) -> None:
+        try:
+            response = self._outcomes.response(ticket)
+        except HeadraceError as error:
+            self._fail(ticket, "fail", error)
+            return
+        self._end(ticket)
+        try:
+            ticket.reply.complete(response, ticket.record)
+        except Exception:  # noqa: BLE001 - one broken connection must not stop the others
+            _LOG.exception("a reply could not be delivered")
+
+    def _reject_request(self, action: RejectRequest) -> None:
+        ticket = _ticket_of(self._parts.pop(action.request_id))
+        served = ticket.served
+        error: HeadraceError
+        if action.reason == "queue_full":
+            error = Overloaded(
+                f"model '{served.name}' has {served.config.queue.max_queue_size} requests "
+                "waiting already",
+                code="queue_full",
+                hint="retry later, send fewer at a time, or raise max_queue_size",
+                retry_after_ns=action.retry_after_ns,
+                model=served.name,
+                limit="max_queue_size",
+            )
+        else:
+            error = ModelNotReady(
+                f"model '{served.name}' version {served.version} was unloaded while the "
+                "request waited",
+                code=action.reason,
+                model=served.name,
+            )
+        self._fail(ticket, "reject", error)
+
+    def _expire_requests(self, action: ExpireRequests) -> None:
+        for request_id in action.request_ids:
+            ticket = _ticket_of(self._parts.pop(request_id))
+            waited_ms = (self._now_ns() - ticket.record.arrived_ns) // 1_000_000
+            error = DeadlineExceeded(
+                f"the request to model '{ticket.served.name}' was not answered within its "
+                f"timeout: {waited_ms} ms passed while "
+                f"{'running' if action.running else 'waiting in the queue'}",
+                hint="raise the timeout, send less, or add capacity",
+                model=ticket.served.name,
+                waited_ms=waited_ms,
+            )
+            self._fail(ticket, "expire", error)
+
+    def _forget_requests(self, action: CancelRequests) -> None:
+        for request_id in action.request_ids:
+            del self._parts[request_id]
+
+    def _fail_requests(self, action: FailRequests) -> None:
+        job = self._job
+        assert job is not None
+        error = job.error or InferenceFailed("the batch failed without saying why")
+        for request_id in action.request_ids:
+            self._fail(_ticket_of(self._parts.pop(request_id)), "fail", error)
+
+    def _fail(self, ticket: Ticket, outcome: str, error: HeadraceError) -> None:
+        if ticket.done:
+            return
+        parts = ticket.all_parts()
+        self._end(ticket)
+        self._outcomes.ended(ticket.record, outcome, error.code)
+        self._withdraw(parts)
+        try:
+            ticket.reply.fail(error)
+        except Exception:  # noqa: BLE001 - one broken connection must not stop the others
+            _LOG.exception("a reply could not be delivered")
+
+    def _withdraw(self, parts: Sequence[Part]) -> None:
+        """Takes what is left of a request that has ended out of the core."""
+        left = tuple(part.request_id for part in parts if part.request_id in self._parts)
+        if left:
+            self._drive(RequestsCancelled(left))
+
+    def _end(self, ticket: Ticket) -> None:
+        ticket.done = True
+        self._tickets -= 1
+        # Whole and parts must not hold one another: the garbage collector would have to come.
+        ticket.parts = ()
+        if not self._tickets:
+            self._idle.set()
+
+    # -- the whole -------------------------------------------------------------------------
+
+    async def measure_hop_ns(self) -> int:
+        """What handing a batch to a thread and taking it back costs, in nanoseconds.
+
+        The median of a few round trips of nothing; a batch cheaper than this runs on the
+        event loop itself. Bounded both ways, so that a stalled machine cannot make every
+        model inline.
+        """
+        return await measure_hop_ns(self._loop)
+
+    def statistics(self) -> SchedulerStatistics:
+        """The core's own snapshot."""
+        return self._scheduler.statistics()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuses what is new and waits for what is under way; False if some is left."""
+        self._draining = True
+        if not self._tickets:
+            return True
+        self._idle.clear()
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Ends the threads. Requests still under way are not answered: drain first."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._preprocessor.close()
+        for instance in self._instances:
+            instance.stop()
+        for instance in self._instances:
+            instance.join(timeout_s=5.0)
+
+
+def _ticket_of(part: Part) -> Ticket:
+    """The whole that a part belongs to; a ticket without parts is its own."""
+    return part.whole or part  # type: ignore[return-value]
+
+
+class _FutureReply:
+    """A reply that somebody awaits."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.future: asyncio.Future[InferenceResponse] = loop.create_future()
+
+    def complete(self, response: InferenceResponse, _record: RequestRecord) -> None:
+        if not self.future.done():
+            self.future.set_result(response)
+
+    def fail(self, error: HeadraceError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+def limits_of(served: ServedModel) -> BatchLimits:
+    """What the core is told: the configuration where it speaks, the measurement elsewhere."""
+    batching, profile = served.config.batching, served.profile
+    tokens = batching.max_batch_tokens or profile.batch_tokens
+    max_rows = batching.max_batch_size or profile.max_rows
+    return BatchLimits(
+        max_rows=max_rows if served.batchable else 1,
+        max_padded_tokens=tokens if served.padding is not None and served.batchable else 0,
+        batch_overhead_tokens=profile.overhead_tokens,
+        max_queue_size=served.config.queue.max_queue_size,
+        max_concurrency=served.loaded.concurrency,
+    )

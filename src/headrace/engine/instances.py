@@ -1,0 +1,143 @@
+"""Where batches run: one thread per instance, and the code that runs in it.
+
+A batch goes through one queue to a thread and comes back through one
+``call_soon_threadsafe``: one hop out, one hop back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+
+import numpy as np
+
+from headrace.clock import MonotonicClock
+from headrace.engine.collate import collate, split
+from headrace.engine.inflight import Part
+from headrace.engine.served import ServedModel
+from headrace.errors import HeadraceError, InferenceFailed
+
+_LOG = logging.getLogger("headrace.engine")
+_now_ns = MonotonicClock.now_ns
+
+_HOPS = 33
+_HOP_MIN_NS, _HOP_MAX_NS = 20_000, 150_000
+
+
+class BatchJob:
+    """One batch on its way through an instance. ``run`` fills in everything below ``parts``."""
+
+    __slots__ = (
+        "batch_id",
+        "collated_ns",
+        "error",
+        "executed_ns",
+        "finished_ns",
+        "inline",
+        "instance_id",
+        "parts",
+        "pieces",
+        "served",
+        "started_ns",
+    )
+
+    def __init__(
+        self, batch_id: int, instance_id: int, served: ServedModel, parts: Sequence[Part]
+    ) -> None:
+        self.batch_id = batch_id
+        self.instance_id = instance_id
+        self.served = served
+        self.parts = parts
+        self.inline = False
+        self.pieces: list[list[np.ndarray]] = []
+        self.error: HeadraceError | None = None
+        self.started_ns = self.collated_ns = self.executed_ns = self.finished_ns = 0
+
+    def run(self) -> None:
+        """Collate, execute, split. Blocks; never raises."""
+        served, parts = self.served, self.parts
+        self.started_ns = _now_ns()
+        try:
+            inputs, rows = collate(parts, served.padding, served.loaded.shape_policy)
+            self.collated_ns = _now_ns()
+            outputs = served.loaded.execute(inputs)
+            self.executed_ns = _now_ns()
+            if served.batchable:
+                self.pieces = split(outputs, [part.rows for part in parts], rows)
+            else:
+                self.pieces = [list(outputs)]
+        except HeadraceError as error:
+            self.error = error
+        except Exception as error:  # noqa: BLE001 - whatever a model raises must not end the server
+            _LOG.exception("model %s raised", served.name)
+            self.error = InferenceFailed(
+                f"model '{served.name}' failed: {type(error).__name__}: {error}",
+                model=served.name,
+            )
+        self.finished_ns = _now_ns()
+
+
+class InstanceThread:
+    """One place where a batch can run at a time."""
+
+    def __init__(
+        self,
+        instance_id: int,
+        loop: asyncio.AbstractEventLoop,
+        finished: Callable[[BatchJob], None],
+    ) -> None:
+        self.instance_id = instance_id
+        self._loop = loop
+        self._finished = finished
+        self._jobs: SimpleQueue[BatchJob | None] = SimpleQueue()
+        self._thread = threading.Thread(
+            target=self._work, name=f"headrace-instance-{instance_id}", daemon=True
+        )
+        self._thread.start()
+
+    def submit(self, job: BatchJob) -> None:
+        """Runs ``job`` and calls ``finished(job)`` on the loop."""
+        self._jobs.put(job)
+
+    def stop(self) -> None:
+        """Ends the thread after the job it has. Returns at once."""
+        self._jobs.put(None)
+
+    def join(self, timeout_s: float) -> bool:
+        """Waits for the thread; False if it was still busy after ``timeout_s``."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job.run()
+            try:
+                self._loop.call_soon_threadsafe(self._finished, job)
+            except RuntimeError:
+                return  # the loop is closed: nobody is left to be told
+            del job  # or its arrays would live until the next one comes
+
+
+async def measure_hop_ns(loop: asyncio.AbstractEventLoop) -> int:
+    """The median round trip from the loop through a thread and back, in nanoseconds."""
+    jobs: SimpleQueue[asyncio.Future[None] | None] = SimpleQueue()
+
+    def work() -> None:
+        while (future := jobs.get()) is not None:
+            loop.call_soon_threadsafe(future.set_result, None)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    hops: list[int] = []
+    for _ in range(_HOPS):
+        future = loop.create_future()
+        started_ns = _now_ns()
+        jobs.put(future)
+        await future
+        hops.append(_now_ns() - started_ns)
+    jobs.put(None)
+    thread.join()
+    return min(max(sorted(hops)[_HOPS // 2], _HOP_MIN_NS), _HOP_MAX_NS)

@@ -1,0 +1,243 @@
+"""Loads what the repository found and hands it to the engine; the only place that does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from headrace.engine.calibrate import calibrate
+from headrace.engine.engine import Engine
+from headrace.engine.profiles import ProfileStore, StoredProfile
+from headrace.engine.selection import keep_faster
+from headrace.engine.served import Profile, ServedModel
+from headrace.errors import HeadraceError, ModelLoadError
+from headrace.machine import cpu_model, usable_cores
+from headrace.repository.base import ModelSource
+from headrace.repository.onnx_check import check_onnx
+from headrace.repository.prepare import prepare
+from headrace.runtimes import registry as runtimes
+from headrace.runtimes.base import Artifact, InstanceConfig, LoadedModel
+from headrace.tasks import registry as tasks
+from headrace.tasks.base import Task
+from headrace.telemetry.instruments import Instrument
+from headrace.types import ModelMetadata
+
+_LOG = logging.getLogger("headrace.engine")
+
+_PARALLEL_LOADS = 2
+"""Loading is bound by disk and one core each; more at once only makes all of them later."""
+
+_CALIBRATION_MIN_NS = 60_000_000
+_CALIBRATION_SHARE = 0.15
+"""Before a model is ready, at most this share of its loading time goes into measuring."""
+
+_REFINE_NS = 3_000_000_000
+"""What was not measured before the model was ready is measured in the background."""
+
+_PLATFORMS = {
+    "onnxruntime": "onnxruntime_onnx",
+    "openvino": "openvino",
+    "python": "python",
+    "null": "null",
+}
+
+_ONE_COPY_EACH = frozenset({"python"})
+"""Runtimes whose every concurrent execution needs a copy of the model of its own."""
+
+
+class _Loaded:
+    """What loading gave, on its way from the loading thread to the event loop."""
+
+    def __init__(self, served: ServedModel, profile: Profile, store_key: str) -> None:
+        self.served = served
+        self.profile = profile
+        self.store_key = store_key
+
+
+class ModelManager:
+    """Loads and unloads models of one engine."""
+
+    def __init__(self, engine: Engine, *, cache_dir: Path, instrument: Instrument) -> None:
+        self._engine = engine
+        self._cache_dir = cache_dir
+        self._instrument = instrument
+        self._profiles = ProfileStore(cache_dir / "profiles")
+        self._hop_ns = 0
+        self._refining: set[asyncio.Task[None]] = set()
+        self._parallel = asyncio.Semaphore(_PARALLEL_LOADS)
+
+    async def load_all(self, sources: Sequence[ModelSource]) -> list[HeadraceError]:
+        """Loads all; those that fail are shown as UNAVAILABLE and returned as errors."""
+        outcomes = await asyncio.gather(
+            *(self.load(source) for source in sources), return_exceptions=True
+        )
+        errors: list[HeadraceError] = []
+        for outcome in outcomes:
+            if isinstance(outcome, HeadraceError):
+                errors.append(outcome)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+        return errors
+
+    async def load(self, source: ModelSource) -> ServedModel:
+        """Loads one version and publishes it.
+
+        Raises:
+            ModelLoadError, MissingExtra, ConfigError: why it cannot be served; the index
+                then shows the same reason.
+        """
+        catalog = self._engine.catalog
+        catalog.set_status(source.name, source.version, "LOADING")
+        started_s = time.monotonic()
+        try:
+            if not self._hop_ns:
+                self._hop_ns = await self._engine.measure_hop_ns()
+            async with self._parallel:
+                loaded = await asyncio.to_thread(self._load, source)
+        except HeadraceError as error:
+            catalog.set_status(source.name, source.version, "UNAVAILABLE", error.message)
+            raise
+        self._engine.add_model(loaded.served, loaded.profile)
+        seconds = time.monotonic() - started_s
+        self._instrument.model_loaded(source.name, source.version, seconds)
+        _log_loaded(loaded, seconds)
+        if loaded.profile.reason == "measured in part" and loaded.served.loaded.concurrency > 1:
+            task = asyncio.create_task(self._refine(loaded))
+            self._refining.add(task)
+            task.add_done_callback(self._refining.discard)
+        return loaded.served
+
+    async def close(self) -> None:
+        """Unloads every model. The engine must have been drained and closed."""
+        for task in tuple(self._refining):
+            task.cancel()
+        await asyncio.gather(*self._refining, return_exceptions=True)
+        for served in self._engine.catalog.served():
+            await asyncio.to_thread(served.loaded.unload)
+            self._instrument.model_unloaded(served.name, served.version)
+
+    # -- in a loading thread -----------------------------------------------------------------
+
+    def _load(self, source: ModelSource) -> _Loaded:
+        started_ns = time.monotonic_ns()
+        source = prepare(source, self._cache_dir)
+        if source.format == "onnx":
+            check_onnx(source.path, source.folder)
+        artifact = Artifact(
+            name=source.name,
+            version=source.version,
+            path=source.path,
+            folder=source.folder,
+            format=source.format,
+            digest=source.digest,
+            options=source.config.runtime_options,
+        )
+        key, stored = self._remembered(source)
+        runtime, model = self._start(source, artifact, stored)
+        try:
+            served = _served(source, runtime, model)
+            profile = stored.profile if stored is not None else Profile()
+            if stored is None:
+                spent_ns = time.monotonic_ns() - started_ns
+                budget_ns = max(_CALIBRATION_MIN_NS, int(spent_ns * _CALIBRATION_SHARE))
+                profile = calibrate(model, served.padding, hop_ns=self._hop_ns, budget_ns=budget_ns)
+                self._profiles.save(key, StoredProfile(runtime, profile))
+        except BaseException:
+            model.unload()
+            raise
+        return _Loaded(served, profile, key)
+
+    def _remembered(self, source: ModelSource) -> tuple[str, StoredProfile | None]:
+        config = source.config
+        key = self._profiles.key(
+            source.path,
+            source.format,
+            source.task,
+            config.runtime,
+            repr(config.runtime_options),
+            f"{config.instances}x{config.threads}",
+            cpu_model(),
+            str(usable_cores()),
+            *(f"{info.name}={info.version}" for info in runtimes.explain()),
+        )
+        return key, self._profiles.load(key)
+
+    def _start(
+        self, source: ModelSource, artifact: Artifact, stored: StoredProfile | None
+    ) -> tuple[str, LoadedModel]:
+        def load(name: str) -> LoadedModel:
+            return runtimes.create(name).load(artifact, _instance_config(source, name))
+
+        wanted = source.config.runtime
+        if stored is not None:
+            wanted = stored.runtime
+        if wanted != "auto":
+            return wanted, load(wanted)
+        candidates = runtimes.candidates(source.format)
+        if not candidates:
+            raise ModelLoadError(
+                f"no installed runtime can run model '{source.name}' (format {source.format})",
+                hint="headrace doctor lists the runtimes and what each missing one needs",
+            )
+        padded = source.task.startswith("text-")
+        return keep_faster(candidates, load, padded=padded)
+
+    async def _refine(self, loaded: _Loaded) -> None:
+        served = loaded.served
+        profile = await asyncio.to_thread(
+            calibrate,
+            served.loaded,
+            served.padding,
+            hop_ns=self._hop_ns,
+            budget_ns=_REFINE_NS,
+        )
+        self._engine.set_profile(served, profile)
+        stored = StoredProfile(served.runtime, profile)
+        await asyncio.to_thread(self._profiles.save, loaded.store_key, stored)
+
+
+def _instance_config(source: ModelSource, runtime: str) -> InstanceConfig:
+    cores = usable_cores()
+    instances = source.config.instances or (1 if runtime in _ONE_COPY_EACH else cores)
+    return InstanceConfig(
+        threads=source.config.threads or max(1, cores // instances), concurrency=instances
+    )
+
+
+def _served(source: ModelSource, runtime: str, model: LoadedModel) -> ServedModel:
+    options = {**source.task_options, **source.config.task_options}
+    task: Task | None = tasks.create(source.task, model.inputs, model.outputs, options)
+    metadata = ModelMetadata(
+        name=source.name,
+        versions=(source.version,),
+        platform=_PLATFORMS.get(runtime, runtime),
+        inputs=model.inputs if task is None else task.inputs,
+        outputs=model.outputs if task is None else task.outputs,
+    )
+    return ServedModel(
+        metadata=metadata,
+        version=source.version,
+        loaded=model,
+        task=task,
+        runtime=runtime,
+        config=source.config,
+    )
+
+
+def _log_loaded(loaded: _Loaded, seconds: float) -> None:
+    served, profile = loaded.served, loaded.profile
+    _LOG.info(
+        "model %s version %s ready in %.2f s: %s, %s",
+        served.name,
+        served.version,
+        seconds,
+        served.runtime,
+        f"batches up to {profile.batch_tokens} tokens"
+        if profile.batch_tokens
+        else f"batches up to {profile.max_rows} rows"
+        if profile.batchable
+        else f"one request at a time ({profile.reason})",
+    )

@@ -1,0 +1,79 @@
+"""What the engine tells its instrument, and the answer it builds; no decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from headrace.engine.inflight import Ticket
+from headrace.engine.instances import BatchJob
+from headrace.errors import CapacityError, HeadraceError
+from headrace.tasks.base import Item
+from headrace.telemetry.instruments import BatchRecord, Instrument, RequestRecord
+from headrace.types import InferenceResponse, Tensor, Usage
+
+
+class Outcomes:
+    """Turns jobs and tickets into records and responses."""
+
+    def __init__(self, instrument: Instrument, now_ns: Callable[[], int]) -> None:
+        self._instrument = instrument
+        self._now_ns = now_ns
+
+    def completed(self, tickets: Sequence[Ticket]) -> None:
+        """These succeeded."""
+        if tickets:
+            records = [ticket.record for ticket in tickets]
+            self._instrument.requests_completed(records, self._now_ns())
+
+    def ended(self, record: RequestRecord, outcome: str, reason: str) -> None:
+        """One request ended in another way."""
+        self._instrument.request_failed(record, outcome, reason, self._now_ns())
+
+    def refused(self, record: RequestRecord, error: HeadraceError) -> None:
+        """One request was not taken in at all."""
+        outcome = "reject" if isinstance(error, CapacityError) else "fail"
+        self.ended(record, outcome, error.code)
+
+    def batch(self, job: BatchJob) -> None:
+        """One batch ran."""
+        rows = useful = longest = 0
+        for part in job.parts:
+            rows += part.rows
+            if part.length:
+                useful += part.rows * part.length
+                longest = max(longest, part.length)
+        self._instrument.batch_executed(
+            BatchRecord(
+                job.served.name,
+                job.served.version,
+                len(job.parts),
+                rows,
+                job.collated_ns - job.started_ns,
+                job.executed_ns - job.collated_ns,
+                job.finished_ns - job.executed_ns,
+                useful,
+                rows * longest,
+                job.inline,
+            )
+        )
+
+    @staticmethod
+    def response(ticket: Ticket) -> InferenceResponse:
+        """The answer, with the outputs asked for in the order asked for."""
+        served, request = ticket.served, ticket.request
+        if served.task is None:
+            arrays = ticket.result or ()
+            outputs = [
+                Tensor(spec.name, spec.datatype, array.shape, array)
+                for spec, array in zip(served.model_outputs, arrays, strict=True)
+            ]
+        else:
+            parts = ticket.all_parts()
+            items = [Item(tuple(part.arrays), part.rows, part.length) for part in parts]
+            results = [part.result for part in parts if part.result is not None]
+            outputs = served.task.finish(request, items, results)
+        if request.outputs is not None:
+            index = served.output_index
+            outputs = [outputs[index[wanted.name]] for wanted in request.outputs]
+        usage = Usage(ticket.tokens) if ticket.tokens else None
+        return InferenceResponse(served.name, served.version, request.id, outputs, None, usage)

@@ -1,0 +1,64 @@
+"""Measurements that outlive the process: a restart is not a cold start.
+
+One small JSON file per model, machine and runtime. A file that cannot be read, or was made by
+another version, counts as absent; one that cannot be written is not an error, only a slower
+next start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+import msgspec
+
+from headrace.engine.served import Profile
+
+_LOG = logging.getLogger("headrace.engine")
+_FORMAT = 1
+
+
+class StoredProfile(msgspec.Struct, frozen=True):
+    """What is kept: the runtime that won, and what was measured with it."""
+
+    runtime: str
+    profile: Profile
+
+
+class ProfileStore:
+    """A folder of measurements."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def key(self, path: Path, *facts: str) -> str:
+        """Names a measurement by the file's identity (path, size, time) and ``facts``.
+
+        Hashing a large model would cost more than measuring it again.
+        """
+        status = path.stat()
+        parts = (str(_FORMAT), str(path.resolve()), str(status.st_size), str(status.st_mtime_ns))
+        return hashlib.sha256("\0".join((*parts, *facts)).encode()).hexdigest()[:32]
+
+    def load(self, key: str) -> StoredProfile | None:
+        """What was measured before, or None."""
+        try:
+            return msgspec.json.decode(self._path(key).read_bytes(), type=StoredProfile)
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def save(self, key: str, stored: StoredProfile) -> None:
+        """Keeps it; readers see the old file or the new one, never half of one."""
+        path = self._path(key)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(msgspec.json.encode(stored))
+            temporary.replace(path)
+        except OSError as error:
+            _LOG.warning("could not keep the measured profile in %s: %s", self._folder, error)
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.json"

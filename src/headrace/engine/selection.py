@@ -1,0 +1,89 @@
+"""Runtime ``auto``: loads the model in every runtime that can run it and keeps the faster.
+
+The first candidate is the reference. Another may only win if its answers agree with the
+reference's on sample inputs.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from headrace.engine.calibrate import NotMeasured, sample_inputs, time_execution, working_size
+from headrace.errors import HeadraceError, ModelLoadError
+from headrace.runtimes.base import LoadedModel
+
+_LOG = logging.getLogger("headrace.engine")
+
+_ROWS = (1, 8)
+_AGREE = 1e-3
+"""Largest difference, relative to the largest magnitude of the output, that still counts as
+the same answer: fp32 kernels differ by 1e-6 to 1e-4, a lower precision by more."""
+
+
+def keep_faster(
+    candidates: Sequence[str], load: Callable[[str], LoadedModel], *, padded: bool
+) -> tuple[str, LoadedModel]:
+    """Loads every candidate, measures, unloads all but the winner.
+
+    Raises:
+        ModelLoadError: none of them could load it; the first one's error.
+    """
+    loaded: dict[str, LoadedModel] = {}
+    first_error: HeadraceError | None = None
+    for name in candidates:
+        try:
+            loaded[name] = load(name)
+        except HeadraceError as error:
+            first_error = first_error or error
+            _LOG.info("runtime %s cannot load it: %s", name, error.message)
+    if not loaded:
+        raise first_error or ModelLoadError("no installed runtime can run this model")
+    winner = next(iter(loaded)) if len(loaded) == 1 else _winner(loaded, padded=padded)
+    for name, model in loaded.items():
+        if name != winner:
+            model.unload()
+    return winner, loaded[winner]
+
+
+def _winner(loaded: dict[str, LoadedModel], *, padded: bool) -> str:
+    reference = next(iter(loaded))
+    try:
+        free = 32 if padded else working_size(loaded[reference])
+    except NotMeasured:
+        return reference
+    expected = [
+        loaded[reference].execute(sample_inputs(loaded[reference].inputs, rows, free))
+        for rows in _ROWS
+    ]
+    scores: dict[str, float] = {}
+    for name, model in loaded.items():
+        try:
+            scores[name] = _score(model, free, expected)
+        except HeadraceError as error:
+            _LOG.info("runtime %s is out: %s", name, error.message)
+    winner = min(scores, key=scores.__getitem__)
+    _LOG.info(
+        "runtime auto: %s",
+        ", ".join(f"{name} {math.exp(score) / 1e6:.2f} ms" for name, score in scores.items()),
+    )
+    return winner
+
+
+def _score(model: LoadedModel, free: int, expected: Sequence[Sequence[np.ndarray]]) -> float:
+    """The mean logarithm of the execution times; lower is faster."""
+    total = 0.0
+    for rows, outputs in zip(_ROWS, expected, strict=True):
+        inputs = sample_inputs(model.inputs, rows, free)
+        for want, got in zip(outputs, model.execute(inputs), strict=True):
+            if want.dtype.kind == "f" and want.size:
+                scale = float(np.abs(want).max()) or 1.0
+                if not np.allclose(want, got, atol=_AGREE * scale, rtol=0, equal_nan=True):
+                    raise ModelLoadError("its answers differ from the reference runtime's")
+            elif not np.array_equal(want, got):
+                raise ModelLoadError("its answers differ from the reference runtime's")
+        total += math.log(time_execution(model, inputs))
+    return total / len(_ROWS)

@@ -1,0 +1,141 @@
+"""Everything that is not hot: hands an exchange of the fast lane to an ASGI application.
+
+ASGI 3, HTTP connection scope. The body is already complete, so there is one
+``http.request`` message; an answer sent in one piece gets a length, others are chunked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from headrace.errors import HeadraceError
+from headrace.frontends.exchange import Exchange, head_of
+
+_LOG = logging.getLogger("headrace.http")
+
+Message = MutableMapping[str, Any]
+Application = Callable[
+    [
+        MutableMapping[str, Any],
+        Callable[[], Awaitable[Message]],
+        Callable[[Message], Awaitable[None]],
+    ],
+    Awaitable[None],
+]
+
+
+class AsgiBridge:
+    """Runs one task per exchange; cancelled when the client leaves."""
+
+    def __init__(self, app: Application, *, scheme: str = "http") -> None:
+        self._app = app
+        self._scheme = scheme
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def handle(self, exchange: Exchange) -> None:
+        """Answers the exchange through the application, later."""
+        task = asyncio.get_running_loop().create_task(self._run(exchange))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        exchange.cancel = task.cancel
+
+    async def _run(self, exchange: Exchange) -> None:
+        call = _Call(exchange)
+        try:
+            await self._app(self._scope(exchange), call.receive, call.send)
+        except Exception as error:  # noqa: BLE001 - one request must not end the others
+            if not isinstance(error, HeadraceError):
+                _LOG.exception("the application failed")
+            call.fail(error)
+
+    def _scope(self, exchange: Exchange) -> dict[str, Any]:
+        head = exchange.head
+        path, _, query = head.target.partition(b"?")
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.0" if head.http_1_0 else "1.1",
+            "method": head.method.decode("ascii", "replace"),
+            "scheme": self._scheme,
+            "path": unquote_to_bytes(path).decode("utf-8", "replace"),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": [(name.lower(), value) for name, value in head.raw_headers],
+            "client": None,
+            "server": None,
+        }
+
+
+class _Call:
+    """The two callables of one ASGI call."""
+
+    __slots__ = ("_begun", "_code", "_ended", "_exchange", "_fields", "_received")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._received = False
+        self._code = 0
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._begun = False
+        self._ended = False
+
+    async def receive(self) -> Message:
+        if not self._received:
+            self._received = True
+            return {"type": "http.request", "body": self._exchange.body, "more_body": False}
+        # There is nothing more to say until the client leaves, and then this task is cancelled.
+        await asyncio.get_running_loop().create_future()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._code = message["status"]
+            self._fields = list(message.get("headers", ()))
+            return
+        body = bytes(message.get("body", b""))
+        more = message.get("more_body", False)
+        self._write(body, last=not more)
+        if more:
+            await self._exchange.connection.writable()
+
+    def fail(self, error: BaseException) -> None:
+        """An error before the answer began is an answer; after it the answer is cut off."""
+        if not self._begun:
+            self._exchange.cancel = None
+            self._exchange.respond_error(error)
+        elif not self._ended:
+            self._exchange.connection.abort()
+
+    def _write(self, body: bytes, *, last: bool) -> None:
+        exchange = self._exchange
+        if not self._begun:
+            self._begun = True
+            fields = [
+                (name, value)
+                for name, value in self._fields
+                if name.lower() not in (b"content-length", b"transfer-encoding", b"connection")
+            ]
+            length = _length(self._fields, len(body)) if last else None
+            if length is None:
+                exchange.chunked = not exchange.head.http_1_0
+                exchange.keep_alive = exchange.keep_alive and exchange.chunked
+            head = head_of(fields, length, chunked=exchange.chunked)
+            exchange.connection.begin(exchange, self._code, head)
+        if last:
+            self._ended = True
+            exchange.cancel = None
+        is_head = exchange.head.method == b"HEAD"
+        exchange.connection.send(exchange, b"" if is_head else body, last=last)
+
+
+def _length(fields: list[tuple[bytes, bytes]], sent: int) -> int:
+    """What the answer to HEAD would have had; otherwise what is sent."""
+    for name, value in fields:
+        if name.lower() == b"content-length" and not sent:
+            return int(value)
+    return sent

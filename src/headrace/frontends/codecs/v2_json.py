@@ -1,0 +1,396 @@
+"""Open Inference Protocol V2 over HTTP: the JSON part, bytes to types and back.
+
+Sources: the protocol's REST specification (inference request and response objects, tensor
+data flat or nested in row-major order) and the binary tensor data extension, whose bytes
+are ``v2_binary``'s business.
+
+JSON has no NaN and no infinity: incoming ones are malformed, outgoing ones become ``null``.
+Ask for binary outputs where they matter.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any, NoReturn
+
+import msgspec
+import numpy as np
+
+from headrace.errors import InferenceFailed, InvalidRequest, Unsupported
+from headrace.frontends.codecs import v2_binary
+from headrace.types import (
+    DTYPE_OF,
+    InferenceRequest,
+    InferenceResponse,
+    RequestedOutput,
+    Tensor,
+)
+
+_RANK_MAX = 32
+"""Dimensions a tensor may have; numpy's own limit is 64, ONNX models have up to 8."""
+
+
+class _Input(msgspec.Struct, gc=False):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: msgspec.Raw = msgspec.Raw(b"")
+    parameters: dict[str, Any] | None = None
+
+
+class _Output(msgspec.Struct, gc=False):
+    name: str
+    parameters: dict[str, Any] | None = None
+
+
+class _Request(msgspec.Struct):
+    inputs: list[_Input]
+    id: str = ""
+    outputs: list[_Output] | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class _OutputTensor(msgspec.Struct, gc=False, omit_defaults=True):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: list[Any] | msgspec.UnsetType = msgspec.UNSET
+    parameters: dict[str, Any] | None = None
+
+
+class _Response(msgspec.Struct, gc=False, omit_defaults=True):
+    model_name: str
+    model_version: str
+    outputs: list[_OutputTensor]
+    id: str = ""
+    parameters: dict[str, Any] | None = None
+
+
+_decode_request = msgspec.json.Decoder(_Request).decode
+_encode = msgspec.json.Encoder().encode
+
+_ELEMENT = {
+    "BOOL": bool,
+    "FP16": float,
+    "BF16": float,
+    "FP32": float,
+    "FP64": float,
+    "BYTES": str,
+}
+"""The JSON type of one element; integers for the rest."""
+
+_FLAT = {
+    datatype: msgspec.json.Decoder(list[_ELEMENT.get(datatype, int)]).decode  # type: ignore[misc]
+    for datatype in DTYPE_OF
+}
+
+_UNSUPPORTED_PARAMETERS = frozenset({"sequence_id", "shared_memory_region"})
+
+
+def decode_request(
+    body: bytes, *, model_name: str, model_version: str, json_size: int | None = None
+) -> InferenceRequest:
+    """The body of ``POST …/infer`` as a request.
+
+    Args:
+        body: JSON, followed by the binary tensors where there are any.
+        model_name, model_version: from the path.
+        json_size: ``Inference-Header-Content-Length``; None: all of it is JSON.
+
+    Raises:
+        InvalidRequest: malformed JSON, missing fields, unknown datatypes, or a shape whose
+            product disagrees with the data.
+        Unsupported: it asks for an extension that this server does not have.
+    """
+    try:
+        parsed = _decode_request(body if json_size is None else memoryview(body)[:json_size])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        _malformed(error)
+    binary = None if json_size is None else v2_binary.Reader(body, json_size)
+    tensors = [_decode_tensor(tensor, binary) for tensor in parsed.inputs]
+    if binary is not None:
+        binary.finish()
+    request = InferenceRequest(model_name, tensors, model_version, parsed.id)
+    parameters = parsed.parameters
+    if parameters:
+        _apply_parameters(request, parameters)
+    if parsed.outputs is not None:
+        default = bool(parameters and parameters.get("binary_data_output"))
+        request.outputs = [_decode_output(output, default=default) for output in parsed.outputs]
+    return request
+
+
+def _malformed(error: Exception) -> NoReturn:
+    if isinstance(error, msgspec.ValidationError):
+        raise InvalidRequest(
+            f"the request does not have the shape of the protocol: {error}",
+            hint='expected {"inputs": [{"name", "shape", "datatype", "data"}], ...}',
+        ) from None
+    what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    raise InvalidRequest(
+        f"failed to parse the request JSON buffer: {what}",
+        code="malformed_json",
+        hint="the body must be one JSON object in UTF-8",
+    ) from None
+
+
+def _decode_tensor(tensor: _Input, binary: v2_binary.Reader | None) -> Tensor:
+    datatype = tensor.datatype
+    flat = _FLAT.get(datatype)
+    if flat is None:
+        raise InvalidRequest(
+            f"input '{tensor.name}' has the unknown datatype '{datatype}'",
+            code="unknown_datatype",
+            hint=f"the datatypes are {', '.join(DTYPE_OF)}",
+            input=tensor.name,
+            got=datatype,
+        )
+    shape = tuple(tensor.shape)
+    for size in shape:
+        if size < 0:
+            raise InvalidRequest(
+                f"input '{tensor.name}' has the negative dimension {size} in shape {list(shape)}",
+                code="wrong_shape",
+                input=tensor.name,
+                got=list(shape),
+            )
+    if len(shape) > _RANK_MAX:
+        raise InvalidRequest(
+            f"input '{tensor.name}' has {len(shape)} dimensions, more than {_RANK_MAX}",
+            code="wrong_shape",
+            input=tensor.name,
+        )
+    if tensor.parameters:
+        size_bytes = _binary_size(tensor)
+        if size_bytes is not None:
+            return _decode_binary(tensor, shape, size_bytes, binary)
+    try:
+        values = flat(tensor.data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        values = _decode_nested(tensor, shape, error)
+    # Python's integers: a product that wraps around cannot agree by accident.
+    count = prod(shape)
+    if len(values) != count:
+        raise InvalidRequest(
+            f"unable to parse 'data' of input '{tensor.name}': shape {list(shape)} means {count} "
+            f"elements, got {len(values)}",
+            code="shape_data_mismatch",
+            input=tensor.name,
+            expected=count,
+            got=len(values),
+        )
+    return Tensor(tensor.name, datatype, shape, _to_array(tensor, values).reshape(shape))
+
+
+def _to_array(tensor: _Input, values: list[Any]) -> np.ndarray:
+    datatype = tensor.datatype
+    if datatype == "BYTES":
+        array = np.empty(len(values), dtype=object)
+        array[:] = [value.encode() for value in values]
+        return array
+    try:
+        # The server sets numpy's overflow to "raise" for its event loop, once: asking for it
+        # here, per tensor, would cost more than the conversion.
+        if datatype == "BF16":
+            return v2_binary.float32_to_bfloat16(np.array(values, dtype=np.float32))
+        return np.array(values, dtype=DTYPE_OF[datatype])
+    except (OverflowError, FloatingPointError) as error:
+        raise InvalidRequest(
+            f"input '{tensor.name}' holds a number that {datatype} cannot represent: {error}",
+            code="out_of_range",
+            input=tensor.name,
+            expected=datatype,
+        ) from None
+
+
+def _decode_nested(tensor: _Input, shape: tuple[int, ...], problem: Exception) -> list[Any]:
+    """Nested data, which must be nested exactly as ``shape`` says, as a flat list."""
+    raw = bytes(tensor.data)
+    if not raw:
+        raise InvalidRequest(
+            f"input '{tensor.name}' has no 'data'",
+            code="missing_data",
+            hint="send 'data', or 'parameters': {'binary_data_size': N} with binary data",
+            input=tensor.name,
+        )
+    depth = min(len(raw) - len(raw.lstrip(b"[ \t\r\n")), _RANK_MAX + 1)
+    if raw[:depth].count(b"[") < 2:
+        _wrong_data(tensor, problem)
+    nested: Any = _ELEMENT.get(tensor.datatype, int)
+    for _ in shape:
+        nested = list[nested]
+    try:
+        values: Any = msgspec.json.decode(raw, type=nested)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        _wrong_data(tensor, error)
+    level: list[Any] = [values]
+    for size in shape:
+        if any(len(part) != size for part in level):
+            raise InvalidRequest(
+                f"unable to parse 'data' of input '{tensor.name}': the nested lists do not have "
+                f"the shape {list(shape)}",
+                code="shape_data_mismatch",
+                input=tensor.name,
+                expected=list(shape),
+            )
+        level = [element for part in level for element in part]
+    return level
+
+
+def _wrong_data(tensor: _Input, error: Exception) -> NoReturn:
+    kind = {bool: "true or false", float: "numbers", str: "strings"}.get(
+        _ELEMENT.get(tensor.datatype, int), "integers"
+    )
+    raise InvalidRequest(
+        f"unable to parse 'data' of input '{tensor.name}' as {tensor.datatype}: {error}",
+        code="wrong_data",
+        hint=f"expected a flat list of {kind}, or lists nested as 'shape' says",
+        input=tensor.name,
+        expected=tensor.datatype,
+    ) from None
+
+
+def _binary_size(tensor: _Input) -> int | None:
+    parameters = tensor.parameters or {}
+    for name in _UNSUPPORTED_PARAMETERS & parameters.keys():
+        _unsupported(name)
+    size_bytes = parameters.get("binary_data_size")
+    if size_bytes is None:
+        return None
+    if type(size_bytes) is not int or size_bytes < 0:
+        raise InvalidRequest(
+            f"'binary_data_size' of input '{tensor.name}' must be a number of bytes, "
+            f"got {size_bytes!r}",
+            code="wrong_binary_size",
+            input=tensor.name,
+        )
+    return size_bytes
+
+
+def _decode_binary(
+    tensor: _Input, shape: tuple[int, ...], size_bytes: int, binary: v2_binary.Reader | None
+) -> Tensor:
+    if binary is None:
+        raise InvalidRequest(
+            f"input '{tensor.name}' says 'binary_data_size', but the request has no "
+            "Inference-Header-Content-Length header",
+            code="missing_binary_header",
+            hint="send the length of the JSON part in Inference-Header-Content-Length",
+            input=tensor.name,
+        )
+    if bytes(tensor.data):
+        raise InvalidRequest(
+            f"input '{tensor.name}' has both 'data' and 'binary_data_size'",
+            code="wrong_binary_size",
+            input=tensor.name,
+        )
+    array = binary.read(tensor.name, tensor.datatype, shape, size_bytes)
+    return Tensor(tensor.name, tensor.datatype, shape, array)
+
+
+def _decode_output(output: _Output, *, default: bool) -> RequestedOutput:
+    parameters = output.parameters
+    if not parameters:
+        return RequestedOutput(output.name, default or None)
+    for name in _UNSUPPORTED_PARAMETERS & parameters.keys():
+        _unsupported(name)
+    if parameters.get("classification"):
+        _unsupported("classification")
+    binary = parameters.get("binary_data", default)
+    if type(binary) is not bool:
+        raise InvalidRequest(
+            f"'binary_data' of output '{output.name}' must be true or false, got {binary!r}",
+            output=output.name,
+        )
+    return RequestedOutput(output.name, binary)
+
+
+def _apply_parameters(request: InferenceRequest, parameters: dict[str, Any]) -> None:
+    request.parameters = parameters
+    for name in _UNSUPPORTED_PARAMETERS & parameters.keys():
+        if parameters[name]:
+            _unsupported(name)
+    # The schedule policy extension: microseconds, and 0 for "no preference".
+    request.timeout_ns = 1000 * _whole_number(parameters, "timeout")
+    request.priority = _whole_number(parameters, "priority")
+
+
+def _whole_number(parameters: dict[str, Any], name: str) -> int:
+    value = parameters.get(name, 0)
+    if type(value) is int and 0 <= value < 2**53:
+        return value
+    if type(value) is str and value.isascii() and value.isdigit() and len(value) < 16:
+        return int(value)
+    raise InvalidRequest(
+        f"parameter '{name}' must be a whole number of at least 0, got {value!r}",
+        code="wrong_parameter",
+        parameter=name,
+    )
+
+
+def _unsupported(name: str) -> NoReturn:
+    raise Unsupported(
+        f"the parameter '{name}' belongs to an extension that this server does not have",
+        hint="GET /v2 lists the extensions",
+        parameter=name,
+    )
+
+
+def encode_response(
+    response: InferenceResponse, request: InferenceRequest
+) -> tuple[bytes, list[bytes]]:
+    """The answer as JSON and the binary tensors that follow it.
+
+    Returns:
+        The JSON part, and the binary parts in order (empty where none was asked for).
+
+    Raises:
+        InferenceFailed: an output cannot be said in JSON.
+    """
+    wanted = request.outputs
+    parameters = request.parameters
+    all_binary = bool(parameters and parameters.get("binary_data_output"))
+    outputs: list[_OutputTensor] = []
+    blobs: list[bytes] = []
+    for index, tensor in enumerate(response.outputs):
+        binary = all_binary
+        if wanted is not None:
+            said = wanted[index].binary
+            binary = all_binary if said is None else said
+        if binary:
+            blob = v2_binary.encode(tensor)
+            blobs.append(blob)
+            outputs.append(
+                _OutputTensor(
+                    tensor.name,
+                    tensor.datatype,
+                    tensor.shape,
+                    parameters={"binary_data_size": len(blob)},
+                )
+            )
+        else:
+            outputs.append(
+                _OutputTensor(tensor.name, tensor.datatype, tensor.shape, _to_list(tensor))
+            )
+    answer = _Response(
+        response.model_name, response.model_version, outputs, response.id, response.parameters
+    )
+    return _encode(answer), blobs
+
+
+def _to_list(tensor: Tensor) -> list[Any]:
+    data = tensor.data
+    if tensor.datatype == "BYTES":
+        try:
+            return [bytes(value).decode() for value in data.ravel()]
+        except UnicodeDecodeError as error:
+            raise InferenceFailed(
+                f"output '{tensor.name}' holds bytes that are not UTF-8 and so not JSON: {error}",
+                code="not_json",
+                hint="ask for it with 'parameters': {'binary_data': true}",
+                output=tensor.name,
+            ) from None
+    if tensor.datatype == "BF16":
+        data = v2_binary.bfloat16_to_float32(data)
+    flat: list[Any] = data.ravel().tolist()
+    return flat

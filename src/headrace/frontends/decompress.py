@@ -1,0 +1,47 @@
+"""Request bodies with a Content-Encoding, within a limit: 800 bytes can claim to be 500 MB."""
+
+from __future__ import annotations
+
+import zlib
+
+from headrace.frontends.refusals import BAD_ENCODING, BODY_TOO_LARGE, Refusal, malformed
+
+_WINDOW_BITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
+"""As zlib wants them: 15 for its own format (what RFC 9110 calls deflate), +16 for gzip."""
+
+_MEMBERS_MAX = 64
+"""gzip members in one body; splitting a body into millions of empty ones is an attack."""
+
+
+def decompress(body: bytes, encoding: bytes, max_bytes: int) -> bytes | Refusal:
+    """The body without its encoding, or why not. Never holds more than ``max_bytes`` + 1.
+
+    Several gzip members one after another are one body (RFC 1952 section 2.2).
+    """
+    name = encoding.strip().lower()
+    if name in (b"", b"identity"):
+        return body
+    window_bits = _WINDOW_BITS.get(name)
+    if window_bits is None:
+        return BAD_ENCODING
+    parts: list[bytes] = []
+    left = max_bytes
+    data = body
+    try:
+        for _ in range(_MEMBERS_MAX):
+            member = zlib.decompressobj(window_bits)
+            part = member.decompress(data, left + 1)
+            if len(part) > left:
+                return BODY_TOO_LARGE
+            parts.append(part)
+            left -= len(part)
+            if not member.eof:
+                return malformed(f"the {name.decode()} body is cut short")
+            data = member.unused_data
+            if not data:
+                return b"".join(parts)
+            if window_bits != _WINDOW_BITS[b"gzip"]:
+                return malformed("bytes follow the deflate body")
+        return malformed(f"the body has more than {_MEMBERS_MAX} gzip members")
+    except zlib.error as error:
+        return malformed(f"the body is not {name.decode()}: {error}")

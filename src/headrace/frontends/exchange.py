@@ -1,0 +1,145 @@
+"""One HTTP request and the one answer to it, as the fast lane hands it to a handler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from headrace.frontends import status
+
+JSON_TYPE = b"application/json"
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+class Answering(Protocol):
+    """The side of a connection that an exchange needs."""
+
+    closed: bool
+
+    def finish_ok(self, exchange: Exchange, body: bytes) -> None:
+        """Answers 200 with JSON."""
+        ...
+
+    def begin(self, exchange: Exchange, code: int, head: bytes) -> None:
+        """Sends the head of an answer."""
+        ...
+
+    def send(self, exchange: Exchange, data: bytes, *, last: bool) -> None:
+        """Sends bytes of the body; ``last`` ends the exchange."""
+        ...
+
+    def abort(self) -> None:
+        """Cuts the connection off."""
+        ...
+
+    async def writable(self) -> None:
+        """Waits until the client has read enough of what was sent."""
+        ...
+
+
+class Head:
+    """A request line and its headers. Shared between requests that repeat it: never changed.
+
+    ``target`` is the raw request target; ``headers`` maps lower-case names to values (the
+    last of a repeated field), ``raw_headers`` has all of them in order. ``length`` is the
+    body's as announced (0 without a body; not known beforehand if chunked). ``route`` is the
+    router's note to itself.
+    """
+
+    __slots__ = (
+        "headers",
+        "http_1_0",
+        "keep_alive",
+        "length",
+        "method",
+        "raw_headers",
+        "route",
+        "target",
+    )
+
+    def __init__(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: dict[bytes, bytes],
+        raw_headers: list[tuple[bytes, bytes]],
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.raw_headers = raw_headers
+        self.length = int(headers.get(b"content-length", b"0"))
+        self.keep_alive = True
+        self.http_1_0 = False
+        self.route: tuple[str, str] | None = None
+
+
+class Exchange:
+    """A complete request. A handler answers it once, now or later, on the event loop.
+
+    If the client leaves before the answer, ``cancel`` is called: set it to whatever must
+    then stop.
+    """
+
+    __slots__ = (
+        "arrived_ns",
+        "body",
+        "cancel",
+        "chunked",
+        "connection",
+        "finished",
+        "head",
+        "keep_alive",
+        "unsent",
+    )
+
+    def __init__(self, connection: Answering, head: Head, body: bytes, arrived_ns: int) -> None:
+        self.connection = connection
+        self.head = head
+        self.body = body
+        self.arrived_ns = arrived_ns
+        self.keep_alive = head.keep_alive
+        self.chunked = False  # the answer's length is not known when it begins
+        self.cancel: Callable[[], object] | None = None
+        self.unsent: list[bytes] | None = None  # waits for the answers to earlier requests
+        self.finished = False
+
+    def respond_json(self, body: bytes) -> None:
+        """200 with JSON: the shortest way out."""
+        self.connection.finish_ok(self, body)
+
+    def respond(
+        self, code: int, body: bytes, *, content_type: bytes = JSON_TYPE, headers: Headers = ()
+    ) -> None:
+        """A whole answer, with its length."""
+        fields = [(b"content-type", content_type), *headers]
+        self.connection.begin(self, code, head_of(fields, len(body)))
+        self.connection.send(self, b"" if self.head.method == b"HEAD" else body, last=True)
+
+    def respond_error(
+        self,
+        error: BaseException,
+        body_of: Callable[[BaseException], bytes] = status.v2_error_body,
+    ) -> None:
+        """The error in a protocol's shape, with Retry-After where it may help."""
+        retry_after = status.retry_after_header(error)
+        headers = [] if retry_after is None else [(b"retry-after", retry_after.encode())]
+        self.respond(status.http_status(error), body_of(error), headers=headers)
+
+
+Handler = Callable[[Exchange], None]
+"""Answers an exchange, now or later. May raise HeadraceError for an answer in V2's shape."""
+
+
+def head_of(fields: Headers, length: int | None, *, chunked: bool = False) -> bytes:
+    """Header fields as they stand on the wire.
+
+    Without a ``length`` the body is ``chunked``, or (HTTP/1.0) ends with the connection.
+    """
+    lines = [b"%b: %b\r\n" % field for field in fields]
+    if length is not None:
+        lines.append(b"content-length: %d\r\n" % length)
+    elif chunked:
+        lines.append(b"transfer-encoding: chunked\r\n")
+    return b"".join(lines)

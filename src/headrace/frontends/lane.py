@@ -1,0 +1,113 @@
+"""What all HTTP connections of a process share: limits, routes, counters, one slow timer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from email.utils import formatdate
+from typing import TYPE_CHECKING
+
+from headrace.config import HttpLimits
+from headrace.frontends.exchange import Handler, Head
+from headrace.telemetry.snapshot import HttpCounters
+
+if TYPE_CHECKING:
+    from headrace.frontends.http1 import Connection
+
+NEVER = float("inf")
+_SWEEP_S = 1.0
+"""Timeouts are of tens of seconds, so one look a second at all connections does, where a
+timer each would cost every request two heap operations."""
+
+_HEADS_MAX = 1024
+"""Heads remembered; clients of one kind differ in Content-Length only. At most 4 KiB each."""
+
+
+class Lane:
+    """The HTTP/1.1 side of one server process. Made on a running event loop."""
+
+    def __init__(self, handler: Handler, *, limits: HttpLimits, counters: HttpCounters) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.handler = handler
+        self.limits = limits
+        self.counters = counters
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self.now_s = self.loop.time()
+        """Coarse: moved on once a second. For timeouts only."""
+        self.idle_deadline_s = NEVER
+        self.heads: dict[bytes, Head] = {}
+        """Heads seen before, by their bytes: equal bytes, equal meaning. A client repeats its
+        head with every request, so parsing it again is the largest part of parsing."""
+        self.date_line = b""
+        self.ok_json_head = b""
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._emptied = asyncio.Event()
+        self._refresh()
+
+    def opened(self, connection: Connection) -> bool:
+        """Counts a new connection; False if there are too many."""
+        counters = self.counters
+        if len(self.connections) >= self.limits.max_connections:
+            counters.reject("max_connections")
+            return False
+        self.connections.add(connection)
+        counters.connections += 1
+        counters.connections_open += 1
+        if self._sweeper is None:
+            self._refresh()
+            self._sweeper = self.loop.call_later(_SWEEP_S, self._sweep)
+        return True
+
+    def remember(self, raw: bytes, head: Head) -> None:
+        """Keeps a head for the next request with the same bytes."""
+        if len(self.heads) >= _HEADS_MAX:
+            self.heads.clear()
+        self.heads[raw] = head
+
+    def closed(self, connection: Connection) -> None:
+        """Forgets a connection."""
+        if connection in self.connections:
+            self.connections.remove(connection)
+            self.counters.connections_open -= 1
+            if not self.connections:
+                self._emptied.set()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Closes what is idle, lets the rest finish its requests; False if some were left."""
+        self.draining = True
+        self._emptied.clear()
+        for connection in tuple(self.connections):
+            connection.close_if_idle()
+        if self.connections:
+            try:
+                await asyncio.wait_for(self._emptied.wait(), timeout_s)
+            except TimeoutError:
+                return False
+        return True
+
+    def abort(self) -> None:
+        """Closes every connection at once."""
+        for connection in tuple(self.connections):
+            connection.abort()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+
+    def _refresh(self) -> None:
+        self.now_s = self.loop.time()
+        self.idle_deadline_s = self.now_s + self.limits.idle_timeout_s
+        # RFC 9110 section 6.6.1: an origin server with a clock sends Date.
+        self.date_line = b"date: " + formatdate(time.time(), usegmt=True).encode() + b"\r\n"
+        self.ok_json_head = (
+            b"HTTP/1.1 200 OK\r\n"
+            + self.date_line
+            + b"content-type: application/json\r\ncontent-length: "
+        )
+
+    def _sweep(self) -> None:
+        self._refresh()
+        now_s = self.now_s
+        for connection in [c for c in self.connections if c.deadline_s <= now_s]:
+            connection.timed_out()
+        self._sweeper = self.loop.call_later(_SWEEP_S, self._sweep) if self.connections else None

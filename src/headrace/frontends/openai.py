@@ -1,0 +1,94 @@
+"""``POST /v1/embeddings`` on the fast lane; errors in the OpenAI API's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from headrace.clock import MonotonicClock
+from headrace.engine.engine import Engine
+from headrace.errors import HeadraceError, InvalidRequest
+from headrace.frontends.codecs import openai as codec
+from headrace.frontends.exchange import Exchange
+from headrace.frontends.openapi import EMBEDDING
+from headrace.frontends.status import openai_error_body
+from headrace.telemetry.instruments import Instrument, RequestRecord
+from headrace.types import InferenceRequest, InferenceResponse, Tensor
+
+_now_ns = MonotonicClock.now_ns
+
+TARGET = b"/v1/embeddings"
+
+
+class EmbeddingsRoute:
+    """Answers through the engine, for models whose task is text embedding."""
+
+    def __init__(self, engine: Engine, instrument: Instrument) -> None:
+        self._engine = engine
+        self._written: Callable[[RequestRecord], None] = instrument.response_written
+
+    def handle(self, exchange: Exchange) -> None:
+        """Decodes, submits, and answers when the engine has."""
+        try:
+            self._submit(exchange)
+        except HeadraceError as error:
+            exchange.respond_error(error, openai_error_body)
+
+    def _submit(self, exchange: Exchange) -> None:
+        asked = codec.decode_embeddings(exchange.body)
+        served = self._engine.catalog.resolve(asked.model)
+        if served.task is None or served.task.kind != EMBEDDING:
+            raise InvalidRequest(
+                f"model '{asked.model}' makes no text embeddings",
+                code="unsupported_model",
+                hint=f"POST /v2/models/{asked.model}/infer serves it",
+                param="model",
+            )
+        codec.check_dimensions(asked, served.metadata.outputs[0].shape[-1])
+        texts = np.empty(len(asked.texts), dtype=object)
+        texts[:] = [text.encode() for text in asked.texts]
+        tensor = Tensor(served.metadata.inputs[0].name, "BYTES", texts.shape, texts)
+        request = InferenceRequest(asked.model, [tensor])
+        request.arrived_ns = exchange.arrived_ns
+        request.decoded_ns = _now_ns()
+        ticket = self._engine.submit(request, _EmbeddingsReply(exchange, asked, self._written))
+        exchange.cancel = partial(self._engine.cancel, ticket)
+
+
+class _EmbeddingsReply:
+    """Turns the engine's answer into bytes."""
+
+    __slots__ = ("_asked", "_exchange", "_written")
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        asked: codec.EmbeddingsRequest,
+        written: Callable[[RequestRecord], None],
+    ) -> None:
+        self._exchange = exchange
+        self._asked = asked
+        self._written = written
+
+    def complete(self, response: InferenceResponse, record: RequestRecord) -> None:
+        self._exchange.cancel = None
+        try:
+            body = codec.encode_embeddings(
+                self._asked.model,
+                response.outputs[0].data,
+                encoding=self._asked.encoding,
+                tokens=record.tokens,
+            )
+        except HeadraceError as error:
+            self._exchange.respond_error(error, openai_error_body)
+            return
+        record.encoded_ns = _now_ns()
+        self._exchange.respond_json(body)
+        record.written_ns = _now_ns()
+        self._written(record)
+
+    def fail(self, error: HeadraceError) -> None:
+        self._exchange.cancel = None
+        self._exchange.respond_error(error, openai_error_body)

@@ -1,0 +1,90 @@
+"""What the fast lane answers when a request does not even become one.
+
+Each names the limit or rule that was broken; the connection is closed afterwards, because
+where one request ends and the next begins is no longer certain.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from headrace.frontends.status import v2_body
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """``limit`` is the name of the field of ``config.HttpLimits``, "" for a protocol rule."""
+
+    status: int
+    code: str
+    message: str
+    hint: str = ""
+    limit: str = ""
+
+    def body(self) -> bytes:
+        """The answer in the V2 protocol's error shape."""
+        details = {"limit": self.limit} if self.limit else None
+        return v2_body(self.message, self.code, hint=self.hint, details=details)
+
+
+def malformed(reason: str) -> Refusal:
+    """The bytes are no HTTP/1.1 (RFC 9112)."""
+    return Refusal(400, "malformed_http", f"malformed HTTP request: {reason}")
+
+
+HOST_MISSING = malformed("an HTTP/1.1 request needs a Host header")
+HOST_REPEATED = malformed("more than one Host header")
+LENGTH_REPEATED = malformed("more than one Content-Length header")
+LENGTH_AND_CHUNKED = malformed("both Content-Length and Transfer-Encoding")
+BAD_TARGET = malformed("the request target holds bytes that must be percent-encoded")
+
+HEAD_TOO_LARGE = Refusal(
+    431,
+    "headers_too_large",
+    "the request line and headers are larger than this server takes",
+    "send fewer or shorter headers, or raise max_header_bytes",
+    "max_header_bytes",
+)
+TOO_MANY_HEADERS = Refusal(
+    431,
+    "too_many_headers",
+    "the request has more header fields than this server takes",
+    "send fewer headers, or raise max_headers",
+    "max_headers",
+)
+BODY_TOO_LARGE = Refusal(
+    413,
+    "payload_too_large",
+    "the request body is larger than this server takes",
+    "send smaller batches, or raise max_body_bytes",
+    "max_body_bytes",
+)
+HEAD_TIMEOUT = Refusal(
+    408,
+    "header_timeout",
+    "the headers did not arrive in time",
+    "send them at once, or raise header_timeout_s",
+    "header_timeout_s",
+)
+BODY_TIMEOUT = Refusal(
+    408,
+    "body_timeout",
+    "the body did not arrive in time",
+    "send it faster, send less, or raise body_timeout_s",
+    "body_timeout_s",
+)
+BAD_EXPECTATION = Refusal(
+    417, "unknown_expectation", "the only expectation known here is 100-continue"
+)
+BAD_ENCODING = Refusal(
+    415,
+    "unknown_encoding",
+    "the Content-Encoding is not known here",
+    "send gzip, deflate or identity",
+)
+TOO_MANY_CONNECTIONS = Refusal(
+    503,
+    "too_many_connections",
+    "this server has as many connections as it takes",
+    "use fewer connections, or raise max_connections",
+    "max_connections",
+)

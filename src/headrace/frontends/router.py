@@ -1,0 +1,50 @@
+"""Which handler answers: two hot routes by themselves, everything else the ASGI application."""
+
+from __future__ import annotations
+
+from headrace.frontends import openai
+from headrace.frontends.asgi_bridge import AsgiBridge
+from headrace.frontends.exchange import Exchange
+from headrace.frontends.openai import EmbeddingsRoute
+from headrace.frontends.v2_infer import InferRoute
+
+
+class Router:
+    """The fast lane's handler."""
+
+    def __init__(self, infer: InferRoute, embeddings: EmbeddingsRoute, rest: AsgiBridge) -> None:
+        self._infer = infer
+        self._embeddings = embeddings
+        self._rest = rest
+
+    def handle(self, exchange: Exchange) -> None:
+        """Answers the exchange, now or later.
+
+        Raises:
+            HeadraceError: the lane answers with it.
+        """
+        head = exchange.head
+        route = head.route
+        if route is not None:  # an inference request whose head has been here before
+            self._infer.handle(exchange, *route)
+            return
+        if not head.target.startswith(b"/"):
+            head.target = _origin_form(head.target)
+        if head.method == b"POST":
+            head.route = self._infer.match(head.target)
+            if head.route is not None:
+                self._infer.handle(exchange, *head.route)
+                return
+            if head.target.partition(b"?")[0] == openai.TARGET:
+                self._embeddings.handle(exchange)
+                return
+        self._rest.handle(exchange)
+
+
+def _origin_form(target: bytes) -> bytes:
+    """RFC 9112 section 3.2.2: a server must accept ``http://host/path`` too."""
+    _, scheme, rest = target.partition(b"://")
+    if not scheme:
+        return b"/" + target  # "*" and the like: nothing answers there
+    _, slash, path = rest.partition(b"/")
+    return slash + path or b"/"

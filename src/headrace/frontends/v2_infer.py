@@ -1,0 +1,151 @@
+"""``POST /v2/models/{model}[/versions/{version}]/infer``: the hot path, without a framework."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from urllib.parse import unquote
+
+import numpy as np
+
+from headrace.clock import MonotonicClock
+from headrace.engine.engine import Engine
+from headrace.errors import HeadraceError, InvalidRequest
+from headrace.frontends.codecs import v2_binary, v2_json
+from headrace.frontends.exchange import Exchange
+from headrace.telemetry.instruments import Instrument, RequestRecord
+from headrace.types import DTYPE_OF, DYNAMIC, InferenceRequest, InferenceResponse, Tensor
+
+_now_ns = MonotonicClock.now_ns
+
+_PATH = re.compile(rb"/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer/?(?:\?.*)?\Z", re.DOTALL)
+_JSON_SIZE = b"inference-header-content-length"
+
+
+class InferRoute:
+    """Knows which targets are inference requests, and answers them through the engine."""
+
+    def __init__(self, engine: Engine, instrument: Instrument) -> None:
+        self._engine = engine
+        self._written: Callable[[RequestRecord], None] = instrument.response_written
+
+    @staticmethod
+    def match(target: bytes) -> tuple[str, str] | None:
+        """Model name and version ("" for none) of a request target, or None."""
+        parsed = _PATH.match(target)
+        return None if parsed is None else (_text(parsed[1]), _text(parsed[2] or b""))
+
+    def handle(self, exchange: Exchange, model: str, version: str) -> None:
+        """Decodes, submits, and answers when the engine has.
+
+        Raises:
+            HeadraceError: known at once.
+        """
+        body = exchange.body
+        size = exchange.head.headers.get(_JSON_SIZE)
+        if size is None:
+            request = v2_json.decode_request(body, model_name=model, model_version=version)
+        else:
+            json_size = _json_size(size)
+            if json_size:
+                request = v2_json.decode_request(
+                    body, model_name=model, model_version=version, json_size=json_size
+                )
+            else:
+                request = self._raw_request(body, model, version)
+        request.arrived_ns = exchange.arrived_ns
+        request.decoded_ns = _now_ns()
+        reply = _InferReply(exchange, request, self._written)
+        ticket = self._engine.submit(request, reply)
+        exchange.cancel = partial(self._engine.cancel, ticket)
+
+    def _raw_request(self, body: bytes, model: str, version: str) -> InferenceRequest:
+        """The whole body is the one input (binary extension, "raw binary request")."""
+        inputs = self._engine.catalog.metadata(model, version).inputs
+        if len(inputs) != 1:
+            raise InvalidRequest(
+                f"Raw binary request must contain only 1 input, model '{model}' has {len(inputs)}",
+                code="wrong_binary_header",
+                hint="send a JSON header and its length in Inference-Header-Content-Length",
+            )
+        spec = inputs[0]
+        open_axes = [axis for axis, size in enumerate(spec.shape) if size == DYNAMIC]
+        if spec.datatype == "BYTES":
+            shape = tuple(1 if size == DYNAMIC else size for size in spec.shape)
+            data = np.empty(shape, dtype=object)
+            data[...] = body
+            return _one_input(model, version, Tensor(spec.name, "BYTES", shape, data))
+        fixed = DTYPE_OF[spec.datatype].itemsize
+        for size in spec.shape:
+            fixed *= size if size != DYNAMIC else 1
+        # One open dimension follows from the size; more than one cannot be told apart.
+        rows = len(body) // fixed if fixed else 0
+        shape = tuple(
+            (rows if axis == open_axes[0] else 1) if size == DYNAMIC else size
+            for axis, size in enumerate(spec.shape)
+        )
+        array = v2_binary.decode(
+            body, 0, len(body), name=spec.name, datatype=spec.datatype, shape=shape
+        )
+        return _one_input(model, version, Tensor(spec.name, spec.datatype, shape, array))
+
+
+class _InferReply:
+    """Turns the engine's answer into bytes."""
+
+    __slots__ = ("_exchange", "_request", "_written")
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        request: InferenceRequest,
+        written: Callable[[RequestRecord], None],
+    ) -> None:
+        self._exchange = exchange
+        self._request = request
+        self._written = written
+
+    def complete(self, response: InferenceResponse, record: RequestRecord) -> None:
+        exchange = self._exchange
+        exchange.cancel = None
+        try:
+            body, blobs = v2_json.encode_response(response, self._request)
+        except HeadraceError as error:
+            exchange.respond_error(error)
+            return
+        record.encoded_ns = _now_ns()
+        if blobs:
+            exchange.respond(
+                200,
+                b"".join([body, *blobs]),
+                content_type=b"application/octet-stream",
+                headers=((_JSON_SIZE, b"%d" % len(body)),),
+            )
+        else:
+            exchange.respond_json(body)
+        record.written_ns = _now_ns()
+        self._written(record)
+
+    def fail(self, error: HeadraceError) -> None:
+        self._exchange.cancel = None
+        self._exchange.respond_error(error)
+
+
+def _one_input(model: str, version: str, tensor: Tensor) -> InferenceRequest:
+    """Who sends raw bytes wants raw bytes back."""
+    return InferenceRequest(model, [tensor], version, parameters={"binary_data_output": True})
+
+
+def _json_size(value: bytes) -> int:
+    if not value.isdigit() or len(value) > 12:
+        raise InvalidRequest(
+            "Inference-Header-Content-Length must be a number of bytes, got "
+            f"{value.decode('latin-1')!r}",
+            code="wrong_binary_header",
+        )
+    return int(value)
+
+
+def _text(segment: bytes) -> str:
+    return unquote(segment.decode("latin-1"), errors="replace")

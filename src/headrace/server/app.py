@@ -1,0 +1,238 @@
+"""The composition root of one server process: names every part once, and decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from headrace import __version__
+from headrace.config import Config, TlsConfig
+from headrace.engine.engine import Engine
+from headrace.engine.models import ModelManager
+from headrace.errors import ConfigError, ModelLoadError
+from headrace.frontends.asgi_bridge import AsgiBridge
+from headrace.frontends.http1 import Connection
+from headrace.frontends.lane import Lane
+from headrace.frontends.openai import EmbeddingsRoute
+from headrace.frontends.rest import create_app
+from headrace.frontends.router import Router
+from headrace.frontends.v2_infer import InferRoute
+from headrace.machine import usable_cores
+from headrace.repository.layout import ScanResult
+from headrace.server.group import Group
+from headrace.telemetry.metrics import Metrics
+from headrace.telemetry.prometheus import render
+
+_LOG = logging.getLogger("headrace.server")
+
+
+class Application:
+    """Everything of one process, from the listening socket to the instances."""
+
+    def __init__(self, config: Config, *, group: Group | None = None) -> None:
+        server = config.server
+        np.seterr(over="raise")  # a number too large for its datatype is the client's error
+        self._config = config
+        self._group = group
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        self._loaded = False
+        self.metrics = Metrics(version=__version__)
+        cores = usable_cores()
+        wanted = [model.instances for model in (config.defaults, *config.models.values())]
+        self.engine = Engine(
+            instances=max(cores, *wanted),
+            preprocess_threads=server.preprocess_threads or cores,
+            instrument=self.metrics,
+        )
+        self.manager = ModelManager(
+            self.engine, cache_dir=cache_folder(config), instrument=self.metrics
+        )
+        rest = create_app(
+            self.engine.catalog,
+            version=__version__,
+            metrics=self._metrics_page,
+            is_live=lambda: True,
+            is_ready=self.is_ready,
+        )
+        router = Router(
+            InferRoute(self.engine, self.metrics),
+            EmbeddingsRoute(self.engine, self.metrics),
+            AsgiBridge(rest, scheme="https" if server.tls else "http"),
+        )
+        self.lane = Lane(router.handle, limits=server.limits, counters=self.metrics.http)
+        self._server: asyncio.Server | None = None
+
+    def is_ready(self) -> bool:
+        """Loading is over, something can be served, and the end has not begun."""
+        catalog = self.engine.catalog
+        return (
+            self._loaded
+            and not self._stopping.is_set()
+            and any(status.state == "READY" for status in catalog.statuses())
+        )
+
+    async def listen(self, listener: socket.socket) -> None:
+        """Answers on ``listener`` from now on; liveness at once, readiness after loading."""
+        tls = self._config.server.tls
+        self._server = await self._loop.create_server(
+            lambda: Connection(self.lane),
+            sock=listener,
+            ssl=tls_context(tls) if tls else None,
+        )
+
+    async def load(self, found: ScanResult) -> None:
+        """Loads what the repository found.
+
+        Raises:
+            HeadraceError: nothing at all could be loaded; the first reason.
+        """
+        catalog = self.engine.catalog
+        for problem in found.problems:
+            catalog.set_status(problem.name, problem.version, "UNAVAILABLE", problem.reason)
+        errors = await self.manager.load_all(found.models)
+        if len(errors) == len(found.models):
+            raise errors[0] if errors else ModelLoadError(_nothing_found(found))
+        for error in errors:
+            _LOG.error("%s", error.message)
+        self._loaded = True
+        # What is alive now lives to the end: let the collector look at requests only.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
+
+    def stop(self) -> None:
+        """Begins the end: readiness is false from now on."""
+        self._stopping.set()
+
+    async def run_until_stopped(self) -> bool:
+        """Waits for :meth:`stop`, then drains. True if every request was finished in time."""
+        await self._stopping.wait()
+        server = self._config.server
+        await asyncio.sleep(server.readiness_grace_s)
+        assert self._server is not None
+        self._server.close()
+        served, answered = await asyncio.gather(
+            self.lane.drain(server.drain_timeout_s), self.engine.drain(server.drain_timeout_s)
+        )
+        return served and answered
+
+    async def close(self) -> None:
+        """Gives everything back, at once."""
+        if self._server is not None:
+            self._server.close()
+        self.lane.abort()
+        self.engine.close()
+        await self.manager.close()
+
+    def snapshot(self) -> bytes:
+        """This process's counters, for its siblings."""
+        statistics = self.engine.statistics()
+        for served in self.engine.catalog.served():
+            model = statistics.models[served.number]
+            waiting = model.waiting + served.preparing
+            self.metrics.queue_changed(served.name, served.version, waiting, model.running)
+        return self.metrics.snapshot()
+
+    async def _metrics_page(self) -> bytes:
+        snapshot = self.snapshot()
+        snapshots = [snapshot] if self._group is None else await self._group.snapshots(snapshot)
+        return render(snapshots)
+
+
+async def serve(
+    config: Config,
+    found: ScanResult,
+    listener: socket.socket,
+    *,
+    group: Group | None = None,
+    announce: Sequence[str] = (),
+) -> int:
+    """One server process, from start to end.
+
+    Returns:
+        The exit status: 0 if every request was finished, 1 if some were cut off.
+
+    Raises:
+        HeadraceError: it could not start.
+    """
+    app = Application(config, group=group)
+    signals = _Signals(app)
+    try:
+        await app.listen(listener)
+        await app.load(found)
+        if group is not None:
+            await group.join(app.snapshot)
+            group.follow(app.stop)
+        for line in announce:
+            _LOG.info("%s", line)
+        finished = await app.run_until_stopped()
+    finally:
+        if group is not None:
+            await group.leave()
+        await app.close()
+        signals.restore()
+    if not finished:
+        _LOG.error("some requests were still under way after drain_timeout_s and were cut off")
+    return 0 if finished else 1
+
+
+class _Signals:
+    """SIGTERM and the first Ctrl-C drain; the second Ctrl-C ends the process."""
+
+    def __init__(self, app: Application) -> None:
+        self._app = app
+        self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._on_signal, number)
+
+    def restore(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.remove_signal_handler(number)
+
+    def _on_signal(self, number: int) -> None:
+        if number == signal.SIGINT:
+            self._loop.remove_signal_handler(number)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        _LOG.info("stopping: finishing what is under way")
+        self._app.stop()
+
+
+def cache_folder(config: Config) -> Path:
+    """Where built graphs and measurements are kept."""
+    if config.cache_dir:
+        return Path(config.cache_dir).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "headrace"
+
+
+def tls_context(tls: TlsConfig) -> ssl.SSLContext:
+    """TLS 1.2 and later, by the standard library's defaults for servers.
+
+    Raises:
+        ConfigError: a file is missing, no PEM, or key and certificate do not match.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(tls.certificate, tls.key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"the TLS certificate {tls.certificate} and key {tls.key} cannot be used: {error}",
+            hint="both must be PEM files, and the key must belong to the certificate",
+        ) from error
+    return context
+
+
+def _nothing_found(found: ScanResult) -> str:
+    reasons = "; ".join(f"{problem.name}: {problem.reason}" for problem in found.problems)
+    return f"no model could be served{': ' + reasons if reasons else ''}"

@@ -1,0 +1,61 @@
+"""One worker of ``headrace serve --workers N``; started by the supervisor, never by hand."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from headrace.config import Config
+from headrace.errors import HeadraceError
+from headrace.repository.layout import scan
+from headrace.server.app import serve
+from headrace.server.group import Group
+from headrace.server.link import Seat
+from headrace.server.sockets import listening_socket
+from headrace.telemetry import logs
+
+
+class WorkerSpec(msgspec.Struct, frozen=True):
+    """What every worker is told: the same for all, as JSON on the command line.
+
+    ``config.server.port`` is the port that the supervisor reserved.
+    """
+
+    config: Config
+    paths: tuple[str, ...]
+    name: str = ""
+    log_format: logs.LogFormat = "auto"
+    log_level: str = "info"
+
+    def command(self, seat: Seat) -> list[str]:
+        """The command line of the worker for ``seat``."""
+        spec = msgspec.json.encode(self).decode()
+        return [sys.executable, "-m", "headrace.server.worker", seat.encode(), spec]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one worker to its end. The exit status is that of :func:`serve`."""
+    seat = Seat.decode(arguments[0])
+    spec = msgspec.json.decode(arguments[1], type=WorkerSpec)
+    logs.configure(level=spec.log_level, format=spec.log_format)
+    return uvloop.run(_run(seat, spec))
+
+
+async def _run(seat: Seat, spec: WorkerSpec) -> int:
+    group = Group(seat)
+    try:
+        server = spec.config.server
+        found = scan([Path(path) for path in spec.paths], config=spec.config, name=spec.name)
+        listener = listening_socket(server.host, server.port, shared=True)
+        return await serve(spec.config, found, listener, group=group)
+    except HeadraceError as error:
+        group.link.failed(error)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
