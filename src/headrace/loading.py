@@ -111,6 +111,16 @@ def load_config(
     )
 
 
+def cache_folder(config: Config, env: Mapping[str, str]) -> Path:
+    """Where built graphs and measurements are kept; need not exist yet.
+
+    ``config.cache_dir``, or ``headrace`` in ``XDG_CACHE_HOME`` (default: ``~/.cache``).
+    """
+    if config.cache_dir:
+        return Path(config.cache_dir).expanduser()
+    return Path(env.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "headrace"
+
+
 def explain(loaded: LoadedConfig) -> str:
     """A table of every field, its value and where that came from; one line each."""
     rows = [("field", "value", "from")]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from headrace.config import Config, ModelConfig, ServerConfig, TlsConfig
 from headrace.errors import ConfigError
-from headrace.loading import config_file, explain, load_config
+from headrace.loading import cache_folder, config_file, explain, load_config
 
 
 @pytest.fixture
@@ -319,3 +319,10 @@ def test_the_file_is_the_one_that_was_named_else_the_one_that_is_there(toml: Pat
     assert config_file(None, {}, toml.parent) == toml
     assert config_file(None, {"HEADRACE_CONFIG": "e.toml"}, toml.parent) == Path("e.toml")
     assert config_file("f.toml", {"HEADRACE_CONFIG": "e.toml"}, toml.parent) == Path("f.toml")
+
+
+def test_the_cache_is_where_it_was_said_or_where_the_desktop_keeps_caches() -> None:
+    env = {"XDG_CACHE_HOME": "/var/x"}
+    assert cache_folder(Config(cache_dir="/a"), env) == Path("/a")
+    assert cache_folder(Config(), env) == Path("/var/x/headrace")
+    assert cache_folder(Config(), {}) == Path.home() / ".cache" / "headrace"

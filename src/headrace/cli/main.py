@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import os
+import select
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -78,9 +78,13 @@ def build_parser(commands: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     _add_debug(parser)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in commands:
-        if importlib.util.find_spec(f"headrace.cli.{name}") is None:
+        try:
+            module = importlib.import_module(f"headrace.cli.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"headrace.cli.{name}":
+                raise
             continue
-        importlib.import_module(f"headrace.cli.{name}").add_parser(subparsers)
+        module.add_parser(subparsers)
     for command in subparsers.choices.values():
         _add_debug(command, hidden=True)
     return parser
@@ -128,11 +132,15 @@ def _status_of(stop: SystemExit) -> int:
 def _stdout_is_closed() -> bool:
     """Whether it was our own output that broke, not a socket of the command."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # What is still buffered would complain again when the interpreter ends.
-        devnull = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(devnull, sys.stdout.fileno())
-        os.close(devnull)
-        return True
-    return False
+        fd = sys.stdout.fileno()
+    except (OSError, ValueError):  # not a file, or closed by us
+        return False
+    poll = select.poll()
+    poll.register(fd, 0)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    # What is still buffered would complain again when the interpreter ends.
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, fd)
+    os.close(devnull)
+    return True

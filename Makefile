@@ -1,0 +1,36 @@
+# The only door: what CI runs is what you run. Uses .venv where there is one (`make venv`).
+
+PY ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
+PYTEST = $(PY) -m pytest
+
+.PHONY: help venv check format test test-slow bench docs
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+venv: ## an environment with everything that development needs
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet --editable '.[dev]'
+
+check: ## format, lint, types, import contracts, tidiness: seconds, before every commit
+	$(PY) -m ruff format --check
+	$(PY) -m ruff check
+	$(PY) -m mypy
+	$(PY) -c 'from importlinter.cli import lint_imports_command as main; main()'
+	$(PYTEST) tests/tidy
+
+format: ## lets ruff write what it can
+	$(PY) -m ruff format
+	$(PY) -m ruff check --fix
+
+test: ## the default suite: minutes
+	$(PYTEST)
+
+test-slow: ## long fuzzing, soak and conformance runs
+	$(PYTEST) -m slow || [ $$? -eq 5 ] # 5: there are none
+
+bench: ## the benchmarks; one JSON line per result, also in build/bench
+	$(PY) -m benchmarks
+
+docs: ## checks what the documents claim: links, commands, code, the life of a request
+	$(PYTEST) tests/tidy/test_docs.py tests/tidy/test_architecture.py
