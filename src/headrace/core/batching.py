@@ -9,8 +9,8 @@ Two shapes of work:
 * **By length.** Rows of different length are padded to the longest, so the cost of a batch
   is about ``overhead + rows x longest`` (in tokens). Among the runs of neighbours in length
   that contain the oldest request and fit the token budget, the one with the most useful
-  tokens per token of cost is taken: like meets like, and padding is paid only where it is
-  cheaper than a further execution.
+  tokens per token of cost is taken, of those that cost no more than running each member alone:
+  like meets like, and padding is paid only where it is cheaper than a further execution.
 """
 
 from __future__ import annotations
@@ -107,6 +107,11 @@ class _Candidates:
         rows = self._rows[last + 1] - self._rows[first]
         return self._limits.batch_overhead_tokens + rows * self._longest[last]
 
+    def pays(self, first: int, last: int) -> bool:
+        """Whether running them together costs no more than running each alone."""
+        alone = self.useful(first, last) + (last + 1 - first) * self._limits.batch_overhead_tokens
+        return self.cost(first, last) <= alone
+
     def without_costly_short(self, first: int, last: int, anchor: int) -> int:
         """Moves ``first`` towards the anchor while the shortest member lowers efficiency."""
         while first < anchor:
@@ -134,6 +139,8 @@ def _best_run(requests: list[QueuedRequest], anchor: int, limits: BatchLimits) -
         if last > anchor and not candidates.fits(first, last):
             break
         start = candidates.without_costly_short(first, last, anchor)
+        if not candidates.pays(start, last):
+            continue
         useful, cost = candidates.useful(start, last), candidates.cost(start, last)
         # ">=" prefers the larger batch when both are equally efficient.
         if useful * best_cost >= best_useful * cost:
