@@ -141,8 +141,7 @@ class Connection(asyncio.Protocol):
                     break
                 body = data[end : end + head.length]
                 data = data[end + head.length :]
-                self._accept(head, body)
-                if self._ending:
+                if not self._accept(head, body):
                     return
                 continue
             self._accept(head, data[end:])
@@ -262,7 +261,8 @@ class Connection(asyncio.Protocol):
         self._accept(head, body[0] if len(body) == 1 else b"".join(body))
         self._body = []
 
-    def _accept(self, head: Head, body: bytes) -> None:
+    def _accept(self, head: Head, body: bytes) -> bool:
+        """Hands a request on; False if the connection takes no further one."""
         exchange = Exchange(self, head, body, _now_ns())
         exchanges = self._exchanges
         exchanges.append(exchange)
@@ -275,6 +275,7 @@ class Connection(asyncio.Protocol):
             self._decompress(exchange)
         else:
             self._handle(exchange)
+        return not self._ending
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size

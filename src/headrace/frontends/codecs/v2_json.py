@@ -11,7 +11,7 @@ Ask for binary outputs where they matter.
 from __future__ import annotations
 
 from math import prod
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import msgspec
 import numpy as np
@@ -32,7 +32,7 @@ _RANK_MAX = 32
 
 class _Input(msgspec.Struct, gc=False):
     name: str
-    shape: list[int]
+    shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
     datatype: str
     data: msgspec.Raw = msgspec.Raw(b"")
     parameters: dict[str, Any] | None = None
@@ -145,15 +145,7 @@ def _decode_tensor(tensor: _Input, binary: v2_binary.Reader | None) -> Tensor:
             input=tensor.name,
             got=datatype,
         )
-    shape = tuple(tensor.shape)
-    for size in shape:
-        if size < 0:
-            raise InvalidRequest(
-                f"input '{tensor.name}' has the negative dimension {size} in shape {list(shape)}",
-                code="wrong_shape",
-                input=tensor.name,
-                got=list(shape),
-            )
+    shape = tensor.shape
     if len(shape) > _RANK_MAX:
         raise InvalidRequest(
             f"input '{tensor.name}' has {len(shape)} dimensions, more than {_RANK_MAX}",
