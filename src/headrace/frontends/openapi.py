@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from headrace.frontends.examples import EMBEDDING_TEXTS, infer_example, is_complete
-from headrace.frontends.openapi_schemas import SCHEMAS, Schema, ref
-from headrace.types import ModelMetadata
+from headrace.frontends.openapi_schemas import SCHEMAS, Schema, embeddings_request, ref
+from headrace.types import DYNAMIC, ModelMetadata
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
@@ -42,20 +42,13 @@ _EVERYWHERE = (405, *_BEFORE_ROUTING)
 _MODEL = (404, *_EVERYWHERE)
 _EXECUTION = (500, 501, 504, *_MODEL)
 
+# The header belongs to this kind of body alone, which OpenAPI's parameters cannot say.
 _BINARY_BODY = (
     "The binary tensor data extension: the JSON of an inference request, whose length "
     "is in `Inference-Header-Content-Length`, followed by the bytes of those inputs that have "
     "the parameter `binary_data_size`, in order. Little-endian, row-major; each BYTES element "
     "behind a 4-byte length."
 )
-
-_LENGTH_HEADER: Schema = {
-    "name": "Inference-Header-Content-Length",
-    "in": "header",
-    "required": False,
-    "description": "Bytes of JSON at the start of a body with binary tensors.",
-    "schema": {"type": "integer", "minimum": 0},
-}
 
 
 class DescribedModel(msgspec.Struct, frozen=True):
@@ -98,8 +91,16 @@ def build_openapi(models: Sequence[DescribedModel], *, version: str) -> dict[str
             **_health_paths(),
             **_documentation_paths(),
         },
-        "components": {"schemas": SCHEMAS},
+        "components": {
+            "schemas": {**SCHEMAS, "EmbeddingsRequest": embeddings_request(_dimensions(models))}
+        },
     }
+
+
+def _dimensions(models: Sequence[DescribedModel]) -> list[int]:
+    """Sizes of vectors that can be asked for; none where a model does not say its own."""
+    sizes = {model.metadata.outputs[0].shape[-1] for model in models if model.embeds}
+    return [] if DYNAMIC in sizes else sorted(sizes)
 
 
 def _inference_paths(models: Sequence[DescribedModel]) -> dict[str, Any]:
@@ -145,9 +146,10 @@ def _inference_paths(models: Sequence[DescribedModel]) -> dict[str, Any]:
         },
     }
     paths: dict[str, Any] = {"/v1/embeddings": {"post": embeddings}}
-    for path, parameters, suffix in _versioned("infer", models):
+    # Without names as examples: a tool would combine each with the body for another model.
+    for path, parameters, suffix in _versioned("infer", ()):
         operation = {**infer, "operationId": f"infer{suffix}"}
-        paths[path] = {"parameters": [*parameters, _LENGTH_HEADER], "post": operation}
+        paths[path] = {"parameters": parameters, "post": operation}
     return paths
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from headrace.frontends.codecs.openai import MAX_INPUTS
@@ -124,31 +125,6 @@ _TENSOR_METADATA = an_object(
     {"optional": {**_BOOL, "description": "Present and true where it may be left out."}},
 )
 
-_EMBEDDINGS_REQUEST = {
-    **an_object(
-        {
-            "model": {**_STRING, "minLength": 1},
-            "input": {
-                "oneOf": [
-                    {**_STRING, "minLength": 1},
-                    a_list({**_STRING, "minLength": 1}, minItems=1, maxItems=MAX_INPUTS),
-                ],
-                "description": "A text or a list of texts.",
-            },
-        },
-        {
-            "encoding_format": {"enum": ["float", "base64", None], "default": "float"},
-            "dimensions": {
-                "type": ["integer", "null"],
-                "minimum": 1,
-                "description": "Only the model's own number of dimensions is accepted.",
-            },
-            "user": {"type": ["string", "null"]},
-        },
-    ),
-    "additionalProperties": False,
-}
-
 _EMBEDDINGS_RESPONSE = an_object(
     {
         "object": {"const": "list"},
@@ -183,6 +159,35 @@ _OPENAI_MODEL = an_object(
         "owned_by": _STRING,
     }
 )
+
+
+def embeddings_request(dimensions: Sequence[int]) -> Schema:
+    """The body of ``POST /v1/embeddings``; ``dimensions`` are those that models here have."""
+    size: Schema = {"type": ["integer", "null"], "minimum": 1}
+    if dimensions:
+        size = {"enum": [*dimensions, None]}
+    request = an_object(
+        {
+            "model": {**_STRING, "minLength": 1},
+            "input": {
+                "oneOf": [
+                    {**_STRING, "minLength": 1},
+                    a_list({**_STRING, "minLength": 1}, minItems=1, maxItems=MAX_INPUTS),
+                ],
+                "description": "A text or a list of texts.",
+            },
+        },
+        {
+            "encoding_format": {"enum": ["float", "base64", None], "default": "float"},
+            "dimensions": {
+                **size,
+                "description": "Only the model's own number of dimensions is accepted.",
+            },
+            "user": {"type": ["string", "null"]},
+        },
+    )
+    return {**request, "additionalProperties": False}
+
 
 SCHEMAS: dict[str, Schema] = {
     "Error": an_object(
@@ -243,7 +248,7 @@ SCHEMAS: dict[str, Schema] = {
     "InferRequestedOutput": _INFER_OUTPUT_WANTED,
     "InferRequest": _INFER_REQUEST,
     "InferResponse": _INFER_RESPONSE,
-    "EmbeddingsRequest": _EMBEDDINGS_REQUEST,
+    "EmbeddingsRequest": embeddings_request(()),
     "EmbeddingsResponse": _EMBEDDINGS_RESPONSE,
     "OpenAIModel": _OPENAI_MODEL,
     "OpenAIModelList": an_object({"object": {"const": "list"}, "data": a_list(ref("OpenAIModel"))}),

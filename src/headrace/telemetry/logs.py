@@ -1,7 +1,7 @@
 """Logging: one event, one line, on stderr; ``logging`` of the standard library underneath.
 
 A line is a JSON object where a machine reads (no terminal) and a sentence where a person
-does. What an event is about travels as ``extra={"fields": {...}}``. Payloads are never
+does. What an event is about may travel as ``extra={"fields": {...}}``. Payloads are never
 logged: of an error that the caller caused only its code is, because its message may quote
 what the caller sent.
 
@@ -19,7 +19,6 @@ from typing import Any, Literal, TextIO
 import msgspec
 
 from headrace.errors import HeadraceError, ModelError
-from headrace.telemetry.instruments import Instrument
 
 LogFormat = Literal["auto", "json", "text"]
 
@@ -79,19 +78,6 @@ def log_failure(error: BaseException, *, request_id: str = "", model: str = "") 
         return
     fields["error"] = f"{type(error).__name__}: {error}"[:MAX_TEXT]
     _log.error("unexpected error", exc_info=error, extra={"fields": fields})
-
-
-class ModelEvents(Instrument):
-    """Logs what happens to models; requests are the metrics' business."""
-
-    def model_loaded(self, model: str, version: str, seconds: float) -> None:
-        """Info."""
-        fields = {"model": model, "version": version, "seconds": round(seconds, 3)}
-        _log.info("model ready", extra={"fields": fields})
-
-    def model_unloaded(self, model: str, version: str) -> None:
-        """Info."""
-        _log.info("model unloaded", extra={"fields": {"model": model, "version": version}})
 
 
 class JsonFormatter(logging.Formatter):

@@ -56,18 +56,13 @@ class Metrics(Instrument):
 
     Args:
         version: of headrace, for ``headrace_build_info``.
-        inherited: the last snapshot of the worker whose place this one takes; its counters
-            go on, its gauges do not.
         usage: reads the process and the machine.
     """
 
-    def __init__(
-        self, *, version: str = "", inherited: bytes = b"", usage: UsageReader | None = None
-    ) -> None:
+    def __init__(self, *, version: str = "", usage: UsageReader | None = None) -> None:
         self.http = HttpCounters()
         self._version = version
         self._usage = usage or UsageReader()
-        self._inherited = snapshot.counters_only([inherited]) if inherited else b""
         self._models: dict[tuple[str, str], ModelCounters] = {}
         self._retired: dict[tuple[str, str], None] = {}
         self._names: set[str] = set()
@@ -208,7 +203,7 @@ class Metrics(Instrument):
 
     def snapshot(self) -> bytes:
         """Everything counted since the start, for ``merge`` and ``prometheus.render``."""
-        counted = snapshot.encode(
+        return snapshot.encode(
             Snapshot(
                 version=self._version,
                 models=list(self._models.values()),
@@ -218,9 +213,6 @@ class Metrics(Instrument):
                 machine=self._usage.machine(),
             )
         )
-        if not self._inherited:
-            return counted
-        return snapshot.encode(snapshot.merge([counted, self._inherited]))
 
     def _known(self, model: str, version: str) -> ModelCounters:
         """Counters of a version the engine speaks of; made if need be."""

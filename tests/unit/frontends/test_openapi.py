@@ -154,7 +154,7 @@ def test_the_embeddings_example_is_accepted() -> None:
         {"model": "m", "input": "a", "encoding_format": "hex"},
         {"model": "m", "input": "a", "dimensions": 0},
         {"model": "m", "input": "a", "unknown": 1},
-        {"model": "m", "input": "a", "encoding_format": None, "dimensions": 3, "user": None},
+        {"model": "m", "input": "a", "encoding_format": None, "dimensions": None, "user": None},
         {"model": "m", "input": ["a", "b"], "encoding_format": "base64"},
     ],
 )
@@ -166,6 +166,36 @@ def test_schema_and_codec_agree_about_embeddings(body: dict[str, Any]) -> None:
     else:
         accepted = True
     assert matches("EmbeddingsRequest", body) is accepted
+
+
+def an_embedder(dimensions: int) -> DescribedModel:
+    inputs = (TensorSpec("text", "BYTES", (-1,)),)
+    outputs = (TensorSpec("embedding", "FP32", (-1, dimensions)),)
+    metadata = ModelMetadata(f"m{dimensions}", ("1",), "null", inputs, outputs)
+    return DescribedModel(metadata, "text-embedding")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "accepted", "refused"),
+    [
+        ((), [1, 384, None], [0]),
+        ((384,), [384, None], [0, 1, 768]),
+        ((384, 768), [384, 768, None], [0, 1]),
+        ((384, -1), [1, 384, None], [0]),  # one model does not say
+    ],
+)
+def test_the_dimensions_described_are_those_of_the_models(
+    sizes: tuple[int, ...], accepted: list[int | None], refused: list[int]
+) -> None:
+    document = build_openapi([an_embedder(size) for size in sizes], version="1")
+    request = document["components"]["schemas"]["EmbeddingsRequest"]
+
+    def is_valid(dimensions: int | None) -> bool:
+        body = {"model": "m", "input": "a", "dimensions": dimensions}
+        return jsonschema_rs.is_valid(request, body)
+
+    assert all(map(is_valid, accepted))
+    assert not any(map(is_valid, refused))
 
 
 class Page(HTMLParser):
