@@ -19,6 +19,8 @@ if TYPE_CHECKING:
         RequestError,
     )
     from headrace.loading import load_config
+    from headrace.repository.pull import pull
+    from headrace.repository.sklearn_export import export_sklearn
     from headrace.types import (
         InferenceRequest,
         InferenceResponse,
@@ -44,7 +46,9 @@ __all__ = [
     "Tensor",
     "TensorSpec",
     "__version__",
+    "export_sklearn",
     "load_config",
+    "pull",
 ]
 
 _HOME = {
@@ -61,7 +65,9 @@ _HOME = {
     "ServerConfig": "config",
     "Tensor": "types",
     "TensorSpec": "types",
+    "export_sklearn": "repository.sklearn_export",
     "load_config": "loading",
+    "pull": "repository.pull",
 }
 
 
