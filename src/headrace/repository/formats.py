@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from headrace.errors import ModelLoadError
+from headrace.repository import huggingface
 from headrace.repository.folders import require_inside, some_names
 from headrace.repository.model_toml import FILE_NAME as MODEL_TOML
 from headrace.repository.sniff import describe_file
@@ -121,8 +122,6 @@ def find_model(folder: Path, entries: Sequence[Path], *, runtime: str, root: Pat
 
 
 def _candidates(folder: Path, entries: Sequence[Path]) -> list[Found]:
-    from headrace.repository import huggingface
-
     candidates = [*_files(entries, ".onnx"), *_files(entries, ".xml")]
     candidates += [
         Found(format="python", path=entry) for entry in entries if entry.name == "model.py"
