@@ -29,7 +29,7 @@ from collections.abc import Iterable, Sequence
 import headrace
 from headrace.errors import ConfigError, HeadraceError
 
-COMMANDS = ("serve", "pull", "convert", "demo", "bench", "doctor")
+COMMANDS = ("serve", "pull", "convert", "bench", "doctor")
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -78,13 +78,7 @@ def build_parser(commands: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     _add_debug(parser)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in commands:
-        try:
-            module = importlib.import_module(f"headrace.cli.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != f"headrace.cli.{name}":
-                raise
-            continue
-        module.add_parser(subparsers)
+        importlib.import_module(f"headrace.cli.{name}").add_parser(subparsers)
     for command in subparsers.choices.values():
         _add_debug(command, hidden=True)
     return parser

@@ -6,6 +6,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -154,6 +155,12 @@ def test_a_wrong_command_line_is_status_2(
 def test_nothing_asked_for_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     assert "headrace" in capsys.readouterr().out
+
+
+def test_every_file_that_is_a_command_is_listed() -> None:
+    folder = Path(cli.__file__).parent
+    files = {path.stem for path in folder.glob("*.py") if "def add_parser(" in path.read_text()}
+    assert files == set(cli.COMMANDS)
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
