@@ -175,7 +175,7 @@ def nothing_here(folder: Path, entries: Sequence[Path]) -> ModelLoadError:
 
 
 def _with_side_files(found: Found, folder: Path, root: Path) -> Found:
-    """Adds what ``labels.txt`` (a label a line) and ``columns.json`` (a list of names) say."""
+    """Adds what ``labels.txt`` (a label a line) and ``columns.json`` (a list) say."""
     options = dict(found.task_options)
     task = found.task
     labels = _read_side_file(folder / "labels.txt", root)
@@ -184,18 +184,18 @@ def _with_side_files(found: Found, folder: Path, root: Path) -> Found:
     columns = _read_side_file(folder / "columns.json", root)
     if columns is not None and task == "tensor":
         task = "tabular"
-        options["columns"] = _column_names(columns, folder / "columns.json")
+        options["columns"] = _columns(columns, folder / "columns.json")
     return msgspec.structs.replace(found, task=task, task_options=options)
 
 
-def _column_names(text: str, path: Path) -> list[str]:
+def _columns(text: str, path: Path) -> list[str | dict[str, Any]]:
+    """Names, or objects as the tabular task takes them; what is in those is for it to check."""
     try:
-        columns = msgspec.convert(json.loads(text), list[str])
+        return msgspec.convert(json.loads(text), list[str | dict[str, Any]])
     except (ValueError, RecursionError):
         raise ModelLoadError(
-            f"{path} is not a JSON list of column names", hint='for example: ["age", "income"]'
+            f"{path} is not a JSON list of columns", hint='for example: ["age", "income"]'
         ) from None
-    return columns
 
 
 def _read_side_file(path: Path, root: Path) -> str | None:

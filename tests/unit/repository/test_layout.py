@@ -165,7 +165,7 @@ class TestModelFolders:
     def test_columns_that_are_no_list_of_names(self, tmp_path: Path, content: str) -> None:
         put(tmp_path / "m" / "model.onnx")
         put(tmp_path / "m" / "columns.json", content)
-        with pytest.raises(ModelLoadError, match="not a JSON list of column names"):
+        with pytest.raises(ModelLoadError, match="not a JSON list of columns"):
             find(tmp_path / "m")
 
     def test_labels_that_are_not_text(self, tmp_path: Path) -> None:
