@@ -28,7 +28,7 @@ FORMATS_OF_RUNTIME: dict[str, tuple[str, ...]] = {
 _NEVER_UNPICKLED = (
     "is a Python pickle, which can run any code when it is opened; the server never opens one"
 )
-_CONVERT = "convert it where you trust it: headrace convert {path} --out FOLDER"
+_CONVERT = "where you trust it: headrace convert {path} --sample ROWS.csv --out FOLDER --trust"
 _FROM_TORCH = "export it to ONNX where it was trained: torch.onnx.export(model, args, 'model.onnx')"
 _FROM_KERAS = "export it to ONNX where it was trained: model.export('model.onnx', format='onnx')"
 
