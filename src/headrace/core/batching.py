@@ -34,19 +34,11 @@ def take_batch(queue: ModelQueue, limits: BatchLimits) -> list[QueuedRequest]:
 
 
 def _take_by_rows(queue: ModelQueue, limits: BatchLimits) -> list[QueuedRequest]:
-    anchor = queue.pop()
-    batch = [anchor]
-    key, rows, max_rows = anchor.shape_key, anchor.rows, limits.max_rows
-    while rows < max_rows:
-        head = queue.head()
-        if head is None:
-            return batch
-        if head.shape_key != key or rows + head.rows > max_rows:
-            break
-        batch.append(queue.pop())
-        rows += head.rows
-    if rows < max_rows:
-        _join_from_behind(queue, batch, max_rows - rows)
+    batch = queue.take_front(limits.max_rows)
+    if queue:
+        rows = sum([request.rows for request in batch])
+        if rows < limits.max_rows:
+            _join_from_behind(queue, batch, limits.max_rows - rows)
     return batch
 
 

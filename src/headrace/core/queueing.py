@@ -11,7 +11,7 @@ majority the queue is rebuilt, so memory follows the number of live requests.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from headrace.core.events import QueuedRequest
 
@@ -22,11 +22,13 @@ _TOMBSTONES_MIN = 64
 class ModelQueue:
     """First in, first out, with removal from anywhere."""
 
-    __slots__ = ("_entries", "_gone")
+    __slots__ = ("_entries", "_gone", "append")
 
     def __init__(self) -> None:
         self._entries: deque[QueuedRequest] = deque()
         self._gone: set[int] = set()
+        self.append: Callable[[QueuedRequest], None] = self._entries.append
+        """Adds at the back. The deque's own method: it is called for every request."""
 
     def __len__(self) -> int:
         return len(self._entries) - len(self._gone)
@@ -36,10 +38,6 @@ class ModelQueue:
         if not self._gone:
             return iter(self._entries)
         return (entry for entry in self._entries if entry.request_id not in self._gone)
-
-    def append(self, request: QueuedRequest) -> None:
-        """Adds at the back."""
-        self._entries.append(request)
 
     def head(self) -> QueuedRequest | None:
         """The oldest, or None. Drops tombstones that have reached the front."""
@@ -61,6 +59,28 @@ class ModelQueue:
         self.head()
         return self._entries.popleft()
 
+    def take_front(self, max_rows: int) -> list[QueuedRequest]:
+        """Removes the oldest and those behind it, while they have its shape and fit.
+
+        The oldest is taken even if it alone has more than ``max_rows``. The queue must not
+        be empty.
+        """
+        entries, gone = self._entries, self._gone
+        first = self.pop()
+        taken = [first]
+        key, rows = first.shape_key, first.rows
+        while entries:
+            entry = entries[0]
+            if gone and entry.request_id in gone:
+                gone.discard(entry.request_id)
+            else:
+                rows += entry.rows
+                if entry.shape_key != key or rows > max_rows:
+                    break
+                taken.append(entry)
+            entries.popleft()
+        return taken
+
     def window(self, count: int) -> list[QueuedRequest]:
         """The ``count`` oldest live entries, without removing them."""
         window: list[QueuedRequest] = []
@@ -77,3 +97,4 @@ class ModelQueue:
         if len(self._gone) > _TOMBSTONES_MIN and 2 * len(self._gone) > len(self._entries):
             self._entries = deque(self)
             self._gone.clear()
+            self.append = self._entries.append

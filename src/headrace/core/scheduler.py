@@ -118,24 +118,31 @@ class Scheduler:
     def _on_requests_arrived(
         self, event: RequestsArrived, now_ns: int, actions: list[Action]
     ) -> None:
-        live, models = self._live, self._models
+        live = self._live
+        model: ModelState | None = None
+        number, room = -1, 0
         for request in event.requests:
-            number = request.model
-            model = models.get(number)
-            if model is None or model.removed:
+            if request.model != number:
+                number = request.model
+                model = self._models.get(number)
+                if model is not None and not model.removed:
+                    room = model.limits.max_queue_size - model.waiting()
+                    self._waiting[number] = model
+                else:
+                    model = None
+            if model is None:
                 actions.append(RejectRequest(request.request_id, "unknown_model"))
-                continue
-            if model.waiting() >= model.limits.max_queue_size:
+            elif room <= 0:
                 model.rejected += 1
                 actions.append(
                     RejectRequest(request.request_id, "queue_full", self._retry_after_ns(model))
                 )
-                continue
-            live[request.request_id] = request
-            model.queue.append(request)
-            self._waiting[number] = model
-            if request.deadline_ns < self._next_expiry_ns:
-                self._next_expiry_ns = request.deadline_ns
+            else:
+                room -= 1
+                live[request.request_id] = request
+                model.queue.append(request)
+                if request.deadline_ns < self._next_expiry_ns:
+                    self._next_expiry_ns = request.deadline_ns
 
     def _on_requests_cancelled(
         self, event: RequestsCancelled, now_ns: int, actions: list[Action]
@@ -250,10 +257,8 @@ class Scheduler:
         members = [model.alone.popleft()] if model.alone else take_batch(model.queue, model.limits)
         if not model.alone and not model.queue:
             del self._waiting[number]
-        rows = longest = 0
-        for member in members:
-            rows += member.rows
-            longest = max(longest, member.length)
+        rows = sum([member.rows for member in members])
+        longest = max([member.length for member in members])
         request_ids = tuple([member.request_id for member in members])
         batch_id = self._next_batch_id
         self._next_batch_id = batch_id + 1

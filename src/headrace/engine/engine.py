@@ -315,6 +315,7 @@ class Engine:
         served = self._models[action.model]
         parts = [self._parts[request_id] for request_id in action.request_ids]
         job = BatchJob(action.batch_id, action.instance_id, served, parts)
+        job.rows, job.padded_length = action.rows, action.padded_length
         if action.rows <= served.profile.inline_rows:
             job.inline = True
             job.run()
@@ -353,9 +354,9 @@ class Engine:
                 record.started_ns = job.collated_ns
                 record.finished_ns = job.finished_ns
                 finished.append(ticket)
-        self._outcomes.completed(finished)
         for ticket in finished:
             self._respond(ticket)
+        self._outcomes.completed(finished)
 
     def _respond(self, ticket: Ticket) -> None:
         try:

@@ -38,8 +38,10 @@ class BatchJob:
         "finished_ns",
         "inline",
         "instance_id",
+        "padded_length",
         "parts",
         "pieces",
+        "rows",
         "served",
         "started_ns",
     )
@@ -51,6 +53,8 @@ class BatchJob:
         self.instance_id = instance_id
         self.served = served
         self.parts = parts
+        self.rows = 0
+        self.padded_length = 0
         self.inline = False
         self.pieces: list[list[np.ndarray]] = []
         self.error: HeadraceError | None = None

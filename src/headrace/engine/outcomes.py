@@ -36,23 +36,19 @@ class Outcomes:
 
     def batch(self, job: BatchJob) -> None:
         """One batch ran."""
-        rows = useful = longest = 0
-        for part in job.parts:
-            rows += part.rows
-            if part.length:
-                useful += part.rows * part.length
-                longest = max(longest, part.length)
+        length = job.padded_length
+        useful = sum([part.rows * part.length for part in job.parts]) if length else 0
         self._instrument.batch_executed(
             BatchRecord(
                 job.served.name,
                 job.served.version,
                 len(job.parts),
-                rows,
+                job.rows,
                 job.collated_ns - job.started_ns,
                 job.executed_ns - job.collated_ns,
                 job.finished_ns - job.executed_ns,
                 useful,
-                rows * longest,
+                job.rows * length,
                 job.inline,
             )
         )

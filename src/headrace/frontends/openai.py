@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -14,7 +13,7 @@ from headrace.frontends.codecs import openai as codec
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.openapi import EMBEDDING
 from headrace.frontends.status import openai_error_body
-from headrace.telemetry.instruments import Instrument, RequestRecord
+from headrace.telemetry.instruments import RequestRecord
 from headrace.types import InferenceRequest, InferenceResponse, Tensor
 
 _now_ns = MonotonicClock.now_ns
@@ -25,9 +24,8 @@ TARGET = b"/v1/embeddings"
 class EmbeddingsRoute:
     """Answers through the engine, for models whose task is text embedding."""
 
-    def __init__(self, engine: Engine, instrument: Instrument) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._written: Callable[[RequestRecord], None] = instrument.response_written
 
     def handle(self, exchange: Exchange) -> None:
         """Decodes, submits, and answers when the engine has."""
@@ -53,24 +51,22 @@ class EmbeddingsRoute:
         request = InferenceRequest(asked.model, [tensor])
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
-        ticket = self._engine.submit(request, _EmbeddingsReply(exchange, asked, self._written))
+        ticket = self._engine.submit(request, _EmbeddingsReply(exchange, asked))
         exchange.cancel = partial(self._engine.cancel, ticket)
 
 
 class _EmbeddingsReply:
     """Turns the engine's answer into bytes."""
 
-    __slots__ = ("_asked", "_exchange", "_written")
+    __slots__ = ("_asked", "_exchange")
 
     def __init__(
         self,
         exchange: Exchange,
         asked: codec.EmbeddingsRequest,
-        written: Callable[[RequestRecord], None],
     ) -> None:
         self._exchange = exchange
         self._asked = asked
-        self._written = written
 
     def complete(self, response: InferenceResponse, record: RequestRecord) -> None:
         self._exchange.cancel = None
@@ -87,7 +83,6 @@ class _EmbeddingsReply:
         record.encoded_ns = _now_ns()
         self._exchange.respond_json(body)
         record.written_ns = _now_ns()
-        self._written(record)
 
     def fail(self, error: HeadraceError) -> None:
         self._exchange.cancel = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import partial
 from urllib.parse import unquote
 
@@ -14,7 +13,7 @@ from headrace.engine.engine import Engine
 from headrace.errors import HeadraceError, InvalidRequest
 from headrace.frontends.codecs import v2_binary, v2_json
 from headrace.frontends.exchange import Exchange
-from headrace.telemetry.instruments import Instrument, RequestRecord
+from headrace.telemetry.instruments import RequestRecord
 from headrace.types import DTYPE_OF, DYNAMIC, InferenceRequest, InferenceResponse, Tensor
 
 _now_ns = MonotonicClock.now_ns
@@ -26,9 +25,8 @@ _JSON_SIZE = b"inference-header-content-length"
 class InferRoute:
     """Knows which targets are inference requests, and answers them through the engine."""
 
-    def __init__(self, engine: Engine, instrument: Instrument) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._written: Callable[[RequestRecord], None] = instrument.response_written
 
     @staticmethod
     def match(target: bytes) -> tuple[str, str] | None:
@@ -56,7 +54,7 @@ class InferRoute:
                 request = self._raw_request(body, model, version)
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
-        reply = _InferReply(exchange, request, self._written)
+        reply = _InferReply(exchange, request)
         ticket = self._engine.submit(request, reply)
         exchange.cancel = partial(self._engine.cancel, ticket)
 
@@ -94,17 +92,15 @@ class InferRoute:
 class _InferReply:
     """Turns the engine's answer into bytes."""
 
-    __slots__ = ("_exchange", "_request", "_written")
+    __slots__ = ("_exchange", "_request")
 
     def __init__(
         self,
         exchange: Exchange,
         request: InferenceRequest,
-        written: Callable[[RequestRecord], None],
     ) -> None:
         self._exchange = exchange
         self._request = request
-        self._written = written
 
     def complete(self, response: InferenceResponse, record: RequestRecord) -> None:
         exchange = self._exchange
@@ -125,7 +121,6 @@ class _InferReply:
         else:
             exchange.respond_json(body)
         record.written_ns = _now_ns()
-        self._written(record)
 
     def fail(self, error: HeadraceError) -> None:
         self._exchange.cancel = None

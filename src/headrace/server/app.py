@@ -65,8 +65,8 @@ class Application:
             is_ready=self.is_ready,
         )
         router = Router(
-            InferRoute(self.engine, self.metrics),
-            EmbeddingsRoute(self.engine, self.metrics),
+            InferRoute(self.engine),
+            EmbeddingsRoute(self.engine),
             AsgiBridge(rest, scheme="https" if server.tls else "http"),
         )
         self.lane = Lane(router.handle, limits=server.limits, counters=self.metrics.http)

@@ -66,15 +66,17 @@ class Instrument:
     """
 
     def requests_completed(self, records: Sequence[RequestRecord], ended_ns: int) -> None:
-        """These requests succeeded (``finished`` is set; encoded and written are not yet)."""
+        """The requests of one batch that succeeded, after their answers were handed on.
+
+        They are all of one model, and were batched, started and finished at the same times.
+        A front-end that encodes and writes at once has set ``encoded`` and ``written`` by
+        now; otherwise these are 0.
+        """
 
     def request_failed(
         self, record: RequestRecord, outcome: str, reason: str, ended_ns: int
     ) -> None:
         """One request ended in reject, expire, cancel or fail; ``reason`` is an error code."""
-
-    def response_written(self, record: RequestRecord) -> None:
-        """The answer left; every stamp is set. Called for successes only."""
 
     def batch_executed(self, record: BatchRecord) -> None:
         """One batch ran to its end, with or without success."""

@@ -49,9 +49,9 @@ def a_record(
 
 
 def complete(metrics: Metrics, *records: RequestRecord) -> None:
-    metrics.requests_completed(records, records[0].finished_ns)
+    # Of one batch only those that ended at the same time are told together.
     for record in records:
-        metrics.response_written(record)
+        metrics.requests_completed([record], record.finished_ns)
 
 
 def counted(*metrics: Metrics) -> Snapshot:
@@ -99,7 +99,9 @@ def test_a_request_made_inside_the_process_has_no_decode_stage() -> None:
 
 def test_an_answer_that_was_never_sent_is_complete_without_a_total_time() -> None:
     metrics = Metrics()
-    metrics.requests_completed([a_record()], ARRIVED_NS)
+    record = a_record()
+    record.encoded_ns = record.written_ns = 0
+    metrics.requests_completed([record], ARRIVED_NS)
     model = only_model(metrics)
     assert model.totals[COMPLETED] == 1
     assert sum(model.counts[TOTAL]) == 0
@@ -204,13 +206,6 @@ def test_a_model_of_which_nothing_is_left_gives_up_its_name() -> None:
         metrics.model_unloaded(f"new{number}", "1")
     metrics.request_failed(RequestRecord("old", "1"), "fail", "model_not_found", ARRIVED_NS)
     assert {failure.model for failure in counted(metrics).failures} == {""}
-
-
-def test_an_answer_written_after_its_version_was_forgotten_is_ignored() -> None:
-    metrics = Metrics()
-    metrics.response_written(a_record())
-    metrics.model_unloaded("m", "1")
-    assert counted(metrics).models == []
 
 
 events = st.lists(

@@ -32,8 +32,6 @@ def a_worker(model: str = "m") -> Metrics:
     stamps = [10**9 + step * (step + 1) // 2 * 1_000_000 for step in range(8)]
     record = RequestRecord(model, "1", 4, 40, *stamps)
     metrics.requests_completed([record, record], record.finished_ns)
-    metrics.response_written(record)
-    metrics.response_written(record)
     metrics.batch_executed(
         BatchRecord(model, "1", 2, 8, 4_000_000, 5_000_000, 500_000, 60, 80, inline=True)
     )
