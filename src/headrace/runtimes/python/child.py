@@ -218,7 +218,6 @@ class Child:
             hint="it is being started again; what it printed is in the server's log",
             model=self.spec.model,
             reason=reason,
-            pid=self.pid,
         )
 
     def _signal(self, number: int) -> None:

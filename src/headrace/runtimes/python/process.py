@@ -19,6 +19,10 @@ class ProcessModel:
         ModelLoadError: one of the children could not load the model.
     """
 
+    may_run_inline = False
+    """However quick it was when it was measured: ``execute`` waits for another process, which
+    may be slow, stuck or starting again, and an event loop that waits serves nobody."""
+
     def __init__(self, artifact: Artifact, options: PythonOptions, config: InstanceConfig) -> None:
         spec = ChildSpec(artifact.name, artifact.path.absolute(), options, config.threads)
         self._supervisor = Supervisor(spec, children=config.concurrency)
