@@ -383,6 +383,20 @@ async def test_nothing_listening_is_one_sentence_with_a_hint():
     assert "headrace serve" in caught.value.hint
 
 
+async def test_a_server_that_hangs_up_may_speak_tls():
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()  # with the rest unread, so it is a reset for some clients
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(ConfigError, match="connection (lost|closed)") as caught:
+            await opened(BenchSpec(url=f"http://127.0.0.1:{port}", model="m"))
+    assert "https://" in caught.value.hint
+
+
 async def test_an_unknown_model_is_told_with_those_that_exist():
     async with serving() as server:
         with pytest.raises(ModelNotFound, match="'nope'") as caught:

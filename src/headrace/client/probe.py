@@ -29,6 +29,10 @@ from headrace.errors import (
 from headrace.types import ModelMetadata
 
 
+_NOT_HTTP = ("closed", "lost", "malformed")
+"""In the reasons of a connection whose other end does not understand us."""
+
+
 class Answer(msgspec.Struct, frozen=True):
     """Of a single request."""
 
@@ -150,10 +154,14 @@ class Probe:
             raise self._unreachable(failure) from failure
 
     def _unreachable(self, failure: ConnectFailed) -> ConfigError:
-        return ConfigError(
-            f"{self._target.url}: {failure}",
-            hint="is the server running? headrace serve MODEL starts one on port 8000",
-        )
+        text = str(failure)
+        if "CERTIFICATE" in text:
+            hint = "--ca-file PEM names certificates to trust"
+        elif self._target.tls is None and any(word in text for word in _NOT_HTTP):
+            hint = "does it speak https:// there?"
+        else:
+            hint = "is the server running? headrace serve MODEL starts one on port 8000"
+        return ConfigError(f"{self._target.url}: {text}", hint=hint)
 
     async def _refusal(self, answer: Answer, what: str) -> HeadraceError:
         """The error for an answer that is not 200, with the server's own words."""

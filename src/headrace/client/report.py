@@ -26,7 +26,7 @@ _PROCESSES = {
 def render_run(result: RunResult, *, unicode: bool) -> str:
     """The whole report of one run."""
     summary = result.summary
-    lines = [*_heading(result), ""]
+    lines = [*map(_filled, _heading(result)), ""]
     lines += [*_counts(summary, result.interrupted), *_latency(summary)]
     lines += [*_slo(summary), *_generator(summary, unicode), *_server(summary, unicode)]
     lines += _errors(summary)
@@ -38,8 +38,8 @@ def render_sweep(sweep: Sweep, *, unicode: bool) -> str:
     """A table with a line for every rate, the chart, and where it broke."""
     if not sweep.results:
         return "no rate was run to its end"
-    lines = [*_heading(sweep.results[0], rates=len(sweep.results)), "", *_table(sweep.results)]
-    lines += ["", _chart(sweep.results, unicode), "", *_verdict(sweep)]
+    lines = [*map(_filled, _heading(sweep.results[0], rates=len(sweep.results))), ""]
+    lines += [*_table(sweep.results), "", _chart(sweep.results, unicode), "", *_verdict(sweep)]
     lines += _shared_notes(sweep.results)
     return "\n".join(lines)
 
@@ -82,12 +82,19 @@ def _line(label: str, text: str) -> str:
     return f"  {label:<{_LABEL}}{text}"
 
 
+def _filled(text: str) -> str:
+    return textwrap.fill(
+        text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+
+
 def _wrapped(label: str, text: str) -> str:
     return textwrap.fill(
         text,
         WIDTH,
         initial_indent=_line(label, ""),
         subsequent_indent=_line("", ""),
+        break_long_words=False,
         break_on_hyphens=False,
     )
 
@@ -264,11 +271,13 @@ def _verdict(sweep: Sweep) -> list[str]:
     best = sweep.best
     above = sweep.results[sweep.results.index(best) + 1 if best else 0 :]
     if best is None:
-        text = f"at no rate: {wanted} is not true of the lowest"
+        text = f"at no rate, from the lowest up, is it true that {wanted}"
     else:
         text = f"{rate_of(best):g}/s is the highest rate up to which {wanted}"
     if not above:
         text += "; it may do more"
     elif any(held(result) for result in above):
         text += ". A higher one held again, so this machine is noisy: longer runs help (--duration)"
+    if above and any(note.kind == "late" for note in above[0].summary.notes):
+        text += ". Above it the generator was late itself: a quieter machine may show more"
     return [*lines, _wrapped("held", text)]

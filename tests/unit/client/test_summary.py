@@ -152,6 +152,9 @@ def test_the_generators_own_lateness_is_reported_and_warned_of():
     late = summary_of(samples_of([5.0] * 1000, late_ms=3))
     assert late.late is not None
     assert late.late.share_over_1ms == 1
+    assert late.latency is not None
+    assert late.latency.p99_ms == 5
+    assert late.late.answer_p99_ms == 2
     assert [note.kind for note in late.notes] == ["late"]
 
 
