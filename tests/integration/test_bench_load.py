@@ -392,7 +392,7 @@ async def test_a_server_that_hangs_up_may_speak_tls():
     server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        with pytest.raises(ConfigError, match="connection (lost|closed)") as caught:
+        with pytest.raises(ConfigError, match=r"connection (lost|closed)") as caught:
             await opened(BenchSpec(url=f"http://127.0.0.1:{port}", model="m"))
     assert "https://" in caught.value.hint
 

@@ -28,7 +28,6 @@ from headrace.errors import (
 )
 from headrace.types import ModelMetadata
 
-
 _NOT_HTTP = ("closed", "lost", "malformed")
 """In the reasons of a connection whose other end does not understand us."""
 
