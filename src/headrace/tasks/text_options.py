@@ -51,7 +51,7 @@ class TextOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Texts in one request; OpenAI's limit for embeddings."""
 
     max_text_bytes: Positive = MIB
-    """One text. Tokenising 1 MiB takes about a second, whatever is cut off afterwards."""
+    """One text. Tokenising 1 MiB takes over half a second, whatever is cut off afterwards."""
 
     output: str = ""
     """The model's output to read; "" finds it by its name and rank."""

@@ -1,4 +1,4 @@
-"""Loads a model's own tokeniser: the ``tokenizers`` library, which takes no lock in Python."""
+"""Loads a model's own tokeniser into the ``tokenizers`` library, which works without the GIL."""
 
 from __future__ import annotations
 
