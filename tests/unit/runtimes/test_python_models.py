@@ -201,18 +201,23 @@ class A:
 FIRST = HEADER_LINES + 1
 
 
-@both
+NOT_A_MODEL = [
+    ("def predict(:", rf"model\.py, line {FIRST}: SyntaxError"),
+    ("import no_such_one", rf"ModuleNotFoundError: .*no_such_one.*, line {FIRST}\)"),
+    ("sys.exit(4)", r"importing .* raised SystemExit: 4"),
+    ("x = 1", "neither a class with a predict method nor a function predict"),
+    (LOAD_RAISES, rf"A\.load\(\) raised OSError: no disk \(model\.py, line {FIRST + 1}\)"),
+    (ASYNC_LOAD_EXITS, r"A\.load\(\) raised SystemExit: 3"),
+    (NEEDS_ARGUMENTS, r"A\(\) raised TypeError: .*'size'"),
+    ("def predict(x) -> Table: ...", "'x' has no type hint"),
+]
+
+
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("isolation", "source", "says"),
     [
-        ("def predict(:", rf"model\.py, line {FIRST}: SyntaxError"),
-        ("import no_such_one", rf"ModuleNotFoundError: .*no_such_one.*, line {FIRST}\)"),
-        ("sys.exit(4)", r"importing .* raised SystemExit: 4"),
-        ("x = 1", "neither a class with a predict method nor a function predict"),
-        (LOAD_RAISES, rf"A\.load\(\) raised OSError: no disk \(model\.py, line {FIRST + 1}\)"),
-        (ASYNC_LOAD_EXITS, r"A\.load\(\) raised SystemExit: 3"),
-        (NEEDS_ARGUMENTS, r"A\(\) raised TypeError: .*'size'"),
-        ("def predict(x) -> Table: ...", "'x' has no type hint"),
+        *(("thread", *case) for case in NOT_A_MODEL),
+        *(("process", *case) for case in NOT_A_MODEL[:1] + NOT_A_MODEL[4:6]),
     ],
 )
 def test_a_file_that_cannot_be_a_model_is_refused_with_the_reason(

@@ -100,28 +100,30 @@ def test_a_child_that_is_killed_in_a_batch_fails_that_batch_and_is_back_for_the_
         assert pid_of(model) != pid
 
 
-@pytest.mark.parametrize(
-    ("statement", "reason"),
-    [
-        ("sys.exit(3)", "exited with status 3"),
-        ("sys.exit()", "exited with status 0"),
-        ("os._exit(5)", "exited with status 5"),
-        ("os.abort()", "was killed by signal 6"),
-        ("__import__('ctypes').string_at(0)", "was killed by signal 11"),
-        ("os.kill(os.getpid(), signal.SIGRTMIN + 3)", "was killed by signal 37"),
-    ],
-)
-def test_how_it_died_is_told(tmp_path, statement, reason):
+DEATHS = {
+    1: ("sys.exit(3)", "exited with status 3"),
+    2: ("sys.exit()", "exited with status 0"),
+    3: ("os._exit(5)", "exited with status 5"),
+    4: ("os.abort()", "was killed by signal 6"),
+    5: ("__import__('ctypes').string_at(0)", "was killed by signal 11"),
+    6: ("os.kill(os.getpid(), signal.SIGRTMIN + 3)", "was killed by signal 37"),
+}
+
+
+def test_how_it_died_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor_module, "HEALTHY_S", 0.0)  # every pause is the first
     source = f"""
     def predict(x: Table) -> Table:
-        {statement} if x[0, 0] < 0 else None
+        statement, _ = {DEATHS}.get(-x[0, 0], ("", ""))
+        exec(statement)
         return x
     """
-    with loaded(tmp_path, source) as model:
-        with pytest.raises(InstanceDied, match=reason) as caught:
-            model.execute([-ROWS])
-        assert caught.value.details["reason"].startswith(reason)
-        assert np.array_equal(model.execute([ROWS])[0], ROWS)
+    with loaded(tmp_path, source, restart_delay_s=0.01) as model:
+        for number, (_, reason) in DEATHS.items():
+            with pytest.raises(InstanceDied, match=reason) as caught:
+                model.execute([np.full((1, 4), -number, np.float32)])
+            assert caught.value.details["reason"].startswith(reason)
+            assert np.array_equal(model.execute([ROWS])[0], ROWS)
 
 
 def test_exit_from_a_coroutine_ends_the_child_too(tmp_path):
