@@ -110,13 +110,13 @@ class InferenceRequest(msgspec.Struct):
     decoded_ns: int = 0
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """What a request consumed, as far as the task knows it (0 where it does not)."""
 
     tokens: int = 0
 
 
-class InferenceResponse(msgspec.Struct):
+class InferenceResponse(msgspec.Struct, gc=False):
     """The one answer to a request that succeeded. ``outputs`` are in the order asked for."""
 
     model_name: str

@@ -143,7 +143,8 @@ class Engine:
             ticket = Ticket(served, request, reply, record)
             if served.task is None:
                 ticket.arrays = arrays
-                ticket.rows = rows_of(arrays, served)
+                if served.batchable:
+                    ticket.rows = rows_of(arrays, served)
                 self._admit(ticket)
             else:
                 self._prepare(ticket)

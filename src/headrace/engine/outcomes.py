@@ -58,10 +58,11 @@ class Outcomes:
         """The answer, with the outputs asked for in the order asked for."""
         served, request = ticket.served, ticket.request
         if served.task is None:
-            arrays = ticket.result or ()
+            arrays = ticket.result
+            assert arrays is not None
             outputs = [
-                Tensor(spec.name, spec.datatype, array.shape, array)
-                for spec, array in zip(served.model_outputs, arrays, strict=True)
+                Tensor(name, datatype, array.shape, array)
+                for (name, datatype), array in zip(served.output_kinds, arrays, strict=True)
             ]
         else:
             parts = ticket.all_parts()

@@ -56,11 +56,11 @@ class ServedModel:
         "input_count",
         "loaded",
         "metadata",
-        "model_outputs",
         "name",
         "nonfinite_refused",
         "number",
         "output_index",
+        "output_kinds",
         "padding",
         "preparing",
         "profile",
@@ -94,7 +94,7 @@ class ServedModel:
         self.batchable = False
         self.preparing = 0  # requests that a task is turning into items right now
         self.padding = task.padding if task is not None else None
-        self.model_outputs = loaded.outputs
+        self.output_kinds = [(spec.name, spec.datatype) for spec in loaded.outputs]
         self.timeout_ns = int(config.queue.timeout_s * 1e9)
         self.nonfinite_refused = not config.allow_nonfinite
         inputs = metadata.inputs

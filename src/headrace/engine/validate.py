@@ -53,15 +53,14 @@ def check_inputs(request: InferenceRequest, served: ServedModel) -> list[np.ndar
 
 
 def rows_of(arrays: list[np.ndarray | None], served: ServedModel) -> int:
-    """The number of rows all inputs agree on; 1 where the first axis is no batch.
+    """The number of rows all inputs of a batchable model agree on.
 
     Raises:
-        InvalidRequest: inputs of a batchable model disagree, or there are no rows.
+        InvalidRequest: inputs disagree, or there are no rows.
     """
-    if not served.batchable:
-        return 1
-    if len(arrays) == 1 and arrays[0] is not None and arrays[0].shape[0]:
-        return int(arrays[0].shape[0])
+    first = arrays[0]
+    if len(arrays) == 1 and first is not None and (count := len(first)):
+        return count
     rows = -1
     for array in arrays:
         if array is None:

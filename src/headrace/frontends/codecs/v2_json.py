@@ -10,6 +10,7 @@ Ask for binary outputs where they matter.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Annotated, Any, NoReturn
 
@@ -30,11 +31,13 @@ _RANK_MAX = 32
 """Dimensions a tensor may have; numpy's own limit is 64, ONNX models have up to 8."""
 
 
-class _Input(msgspec.Struct, gc=False):
+class _Input(Tensor, gc=False):
+    """A tensor whose ``data`` is still JSON. Becomes the tensor itself: one object less."""
+
     name: str
-    shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
     datatype: str
-    data: msgspec.Raw = msgspec.Raw(b"")
+    shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+    data: msgspec.Raw = msgspec.Raw(b"")  # type: ignore[assignment]
     parameters: dict[str, Any] | None = None
 
 
@@ -171,7 +174,13 @@ def _decode_tensor(tensor: _Input, binary: v2_binary.Reader | None) -> Tensor:
             expected=count,
             got=len(values),
         )
-    return Tensor(tensor.name, datatype, shape, _to_array(tensor, values).reshape(shape))
+    return _with_data(tensor, _to_array(tensor, values).reshape(shape))
+
+
+def _with_data(tensor: _Input, array: np.ndarray) -> Tensor:
+    whole: Tensor = tensor
+    whole.data = array
+    return whole
 
 
 def _to_array(tensor: _Input, values: list[Any]) -> np.ndarray:
@@ -276,8 +285,7 @@ def _decode_binary(
             code="wrong_binary_size",
             input=tensor.name,
         )
-    array = binary.read(tensor.name, tensor.datatype, shape, size_bytes)
-    return Tensor(tensor.name, tensor.datatype, shape, array)
+    return _with_data(tensor, binary.read(tensor.name, tensor.datatype, shape, size_bytes))
 
 
 def _decode_output(output: _Output, *, default: bool) -> RequestedOutput:
@@ -330,7 +338,7 @@ def _unsupported(name: str) -> NoReturn:
 
 def encode_response(
     response: InferenceResponse, request: InferenceRequest
-) -> tuple[bytes, list[bytes]]:
+) -> tuple[bytes, Sequence[bytes]]:
     """The answer as JSON and the binary tensors that follow it.
 
     Returns:
@@ -341,6 +349,15 @@ def encode_response(
     """
     wanted = request.outputs
     parameters = request.parameters
+    if wanted is None and parameters is None:  # nothing special was asked for
+        plain = [
+            _OutputTensor(tensor.name, tensor.datatype, tensor.shape, _to_list(tensor))
+            for tensor in response.outputs
+        ]
+        answer = _Response(
+            response.model_name, response.model_version, plain, response.id, response.parameters
+        )
+        return _encode(answer), ()
     all_binary = bool(parameters and parameters.get("binary_data_output"))
     outputs: list[_OutputTensor] = []
     blobs: list[bytes] = []
@@ -372,7 +389,8 @@ def encode_response(
 
 def _to_list(tensor: Tensor) -> list[Any]:
     data = tensor.data
-    if tensor.datatype == "BYTES":
+    datatype = tensor.datatype
+    if datatype == "BYTES":
         try:
             return [bytes(value).decode() for value in data.ravel()]
         except UnicodeDecodeError as error:
@@ -382,7 +400,7 @@ def _to_list(tensor: Tensor) -> list[Any]:
                 hint="ask for it with 'parameters': {'binary_data': true}",
                 output=tensor.name,
             ) from None
-    if tensor.datatype == "BF16":
+    if datatype == "BF16":
         data = v2_binary.bfloat16_to_float32(data)
     flat: list[Any] = data.ravel().tolist()
     return flat
