@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -122,13 +123,10 @@ _FLAGS = {
 
 
 def _flag_error(message: str) -> str:
-    """``Expected `int` >= 1 - at `$.connections` `` -> ``--connections: expected ...``."""
+    """``Expected `int` >= 1 - at `$.connections` `` -> ``--connections: expected int >= 1``."""
     what, _, path = message.partition(" - at `$.")
-    names = [name for name in path.rstrip("`").replace("[...]", "").split(".") if name]
-    name = next((name for name in reversed(names) if name in BenchSpec.__annotations__), "")
-    name = next((name for name in names if name in _FLAGS), name or (names or [""])[-1])
-    if names and names[0] in {"arrivals", "payload"} and name not in _FLAGS:
-        name = names[1] if len(names) > 1 else name
+    keys = [key for key in re.findall(r"\w+", path) if key not in {"arrivals", "payload"}]
+    name = keys[0] if keys else ""
     flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
     return f"{flag}: {what[:1].lower()}{what[1:].replace('`', '')}"
 

@@ -142,7 +142,7 @@ def _counts(summary: Summary, interrupted: bool) -> list[str]:
         rate += f", {summary.samples_per_s:,.1f} samples/s"
     return [
         _line("requests", counts),
-        _line("rate", f"{rate}, in {summary.elapsed_s:.2f} s"),
+        _line("rate", f"{rate}, in {summary.answering_s:.2f} s"),
     ]
 
 

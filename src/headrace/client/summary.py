@@ -117,9 +117,10 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Figures of one run.
 
     ``offered`` are requests that were due; ``unfinished`` those under way when the run was
-    interrupted, which count as neither good nor bad. ``window_s``: the time that offered
-    rate and goodput are of; ``elapsed_s``: to the last good answer, of which
-    ``answered_rps`` is.
+    interrupted, which count as neither good nor bad. ``window_s`` is the time that
+    the offered rate and goodput are of: the schedule's; in a closed loop to the last good
+    answer. ``answered_rps`` is of ``answering_s``: where an open loop's answers took longer
+    to come in, first to last, than the schedule to send them out, a queue was growing.
     """
 
     offered: int
@@ -128,7 +129,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     unfinished: int
     window_s: float
-    elapsed_s: float
+    answering_s: float
     offered_rps: float
     answered_rps: float
     samples_per_s: float
@@ -157,7 +158,7 @@ def summarise(samples: Samples, context: Context) -> Summary:
     good_answer = outcome == OK
     latency_ms = np.sort((done - due)[good_answer] / _NS_PER_MS)
     unfinished = int((outcome == PENDING).sum())
-    window_s, elapsed_s = _spans(samples, context, done[good_answer])
+    window_s, answering_s = _spans(samples, context, done[good_answer])
     counted = len(outcome) - unfinished
     answered, meter = _answered(samples, outcome), context.meter
     summary = Summary(
@@ -167,10 +168,10 @@ def summarise(samples: Samples, context: Context) -> Summary:
         failed=samples.failed,
         unfinished=unfinished,
         window_s=window_s,
-        elapsed_s=elapsed_s,
+        answering_s=answering_s,
         offered_rps=len(outcome) / window_s,
-        answered_rps=samples.ok / elapsed_s,
-        samples_per_s=int(context.rows[good_answer].sum()) / elapsed_s,
+        answered_rps=samples.ok / answering_s,
+        samples_per_s=int(context.rows[good_answer].sum()) / answering_s,
         percentile=context.percentile,
         latency=_latency(latency_ms),
         headline_ms=_rank(latency_ms, context.percentile) if len(latency_ms) else None,
@@ -191,16 +192,14 @@ def summarise(samples: Samples, context: Context) -> Summary:
 def _spans(
     samples: Samples, context: Context, good_ns: npt.NDArray[np.int64]
 ) -> tuple[float, float]:
-    """``(window, elapsed)`` in seconds, both above 0."""
+    """``(window, answering)`` in seconds, both above 0."""
     ran_ns = max(1, samples.ended_ns - samples.started_ns)
-    last_ns = int(good_ns.max()) - samples.started_ns if len(good_ns) else ran_ns
     if context.horizon_ns is None:
-        window_ns = last_ns
-    elif context.interrupted:
-        window_ns = min(context.horizon_ns, ran_ns)
-    else:
-        window_ns = context.horizon_ns
-    return max(1, window_ns) / 1e9, max(1, window_ns, last_ns) / 1e9
+        ran_ns = int(good_ns.max()) - samples.started_ns if len(good_ns) else ran_ns
+        return max(1, ran_ns) / 1e9, max(1, ran_ns) / 1e9
+    window_ns = min(context.horizon_ns, ran_ns) if context.interrupted else context.horizon_ns
+    answering_ns = int(good_ns.max() - good_ns.min()) if len(good_ns) else 0
+    return max(1, window_ns) / 1e9, max(1, window_ns, answering_ns) / 1e9
 
 
 def _rank(ordered: Floats, percentile: float) -> float:

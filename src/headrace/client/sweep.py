@@ -11,9 +11,6 @@ from headrace.client.drivers import Watch
 from headrace.client.journal import RunResult
 from headrace.client.spec import DEFAULT_SWEEP_DURATION_S, ArrivalSpec, BenchSpec
 
-MAX_POINTS = 64
-"""Rates of one sweep; at the default five seconds each that is five minutes."""
-
 _PROBE_CONNECTIONS = 64
 """The closed loop that estimates capacity: enough in flight to fill any batch."""
 
