@@ -42,6 +42,7 @@ from headrace.core.events import (
 )
 from headrace.core.pool import SchedulerStatistics
 from headrace.core.scheduler import Scheduler
+from headrace.engine import endings
 from headrace.engine.catalog import Catalog
 from headrace.engine.inflight import Part, Reply, Ticket
 from headrace.engine.instances import BatchJob, InstanceThread, measure_hop_ns
@@ -50,14 +51,7 @@ from headrace.engine.preprocess import Outcome, Preprocessor
 from headrace.engine.served import Profile, ServedModel
 from headrace.engine.shapes import ShapeKeys
 from headrace.engine.validate import check_inputs, rows_of
-from headrace.errors import (
-    DeadlineExceeded,
-    HeadraceError,
-    InferenceFailed,
-    InstanceDied,
-    ModelNotReady,
-    Overloaded,
-)
+from headrace.errors import HeadraceError, InferenceFailed, InstanceDied
 from headrace.tasks.base import Item
 from headrace.telemetry.instruments import Instrument, RequestRecord
 from headrace.types import InferenceRequest, InferenceResponse
@@ -138,7 +132,7 @@ class Engine:
         )
         try:
             if self._draining:
-                raise ModelNotReady("the server is shutting down", code="shutting_down")
+                raise endings.shutting_down()
             arrays = check_inputs(request, served)
             ticket = Ticket(served, request, reply, record)
             if served.task is None:
@@ -181,15 +175,8 @@ class Engine:
 
     def _prepare(self, ticket: Ticket) -> None:
         served = ticket.served
-        limit = served.config.queue.max_queue_size
-        if served.preparing >= limit:
-            raise Overloaded(
-                f"model '{served.name}' has {limit} requests being prepared already",
-                code="queue_full",
-                hint="retry later, send fewer at a time, or raise max_queue_size",
-                model=served.name,
-                limit="max_queue_size",
-            )
+        if served.preparing >= served.config.queue.max_queue_size:
+            raise endings.too_many_prepared(served)
         served.preparing += 1
         self._preprocessor.add(ticket)
 
@@ -373,39 +360,14 @@ class Engine:
 
     def _reject_request(self, action: RejectRequest) -> None:
         ticket = _ticket_of(self._parts.pop(action.request_id))
-        served = ticket.served
-        error: HeadraceError
-        if action.reason == "queue_full":
-            error = Overloaded(
-                f"model '{served.name}' has {served.config.queue.max_queue_size} requests "
-                "waiting already",
-                code="queue_full",
-                hint="retry later, send fewer at a time, or raise max_queue_size",
-                retry_after_ns=action.retry_after_ns,
-                model=served.name,
-                limit="max_queue_size",
-            )
-        else:
-            error = ModelNotReady(
-                f"model '{served.name}' version {served.version} was unloaded while the "
-                "request waited",
-                code=action.reason,
-                model=served.name,
-            )
-        self._fail(ticket, "reject", error)
+        self._fail(ticket, "reject", endings.rejected(ticket, action))
 
     def _expire_requests(self, action: ExpireRequests) -> None:
+        now_ns = self._now_ns()
         for request_id in action.request_ids:
             ticket = _ticket_of(self._parts.pop(request_id))
-            waited_ms = (self._now_ns() - ticket.record.arrived_ns) // 1_000_000
-            error = DeadlineExceeded(
-                f"the request to model '{ticket.served.name}' was not answered within its "
-                f"timeout: {waited_ms} ms passed while "
-                f"{'running' if action.running else 'waiting in the queue'}",
-                hint="raise the timeout, send less, or add capacity",
-                model=ticket.served.name,
-                waited_ms=waited_ms,
-            )
+            waited_ns = now_ns - ticket.record.arrived_ns
+            error = endings.expired(ticket, waited_ns=waited_ns, running=action.running)
             self._fail(ticket, "expire", error)
 
     def _forget_requests(self, action: CancelRequests) -> None:

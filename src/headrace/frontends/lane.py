@@ -5,14 +5,30 @@ from __future__ import annotations
 import asyncio
 import time
 from email.utils import formatdate
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from headrace.config import HttpLimits
 from headrace.frontends.exchange import Handler, Head
 from headrace.telemetry.snapshot import HttpCounters
 
-if TYPE_CHECKING:
-    from headrace.frontends.http1 import Connection
+
+class Connection(Protocol):
+    """What the lane asks of a connection; ``http1.Connection`` is one."""
+
+    deadline_s: float
+
+    def timed_out(self) -> None:
+        """``deadline_s`` has passed."""
+        ...
+
+    def close_if_idle(self) -> None:
+        """Closes unless a request is under way."""
+        ...
+
+    def abort(self) -> None:
+        """Closes at once."""
+        ...
+
 
 NEVER = float("inf")
 _SWEEP_S = 1.0

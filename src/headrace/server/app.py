@@ -10,7 +10,6 @@ import signal
 import socket
 import ssl
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from headrace.frontends.openai import EmbeddingsRoute
 from headrace.frontends.rest import create_app
 from headrace.frontends.router import Router
 from headrace.frontends.v2_infer import InferRoute
+from headrace.loading import cache_folder
 from headrace.machine import usable_cores
 from headrace.repository.layout import ScanResult
 from headrace.server.group import Group
@@ -55,7 +55,7 @@ class Application:
             instrument=self.metrics,
         )
         self.manager = ModelManager(
-            self.engine, cache_dir=cache_folder(config), instrument=self.metrics
+            self.engine, cache_dir=cache_folder(config, os.environ), instrument=self.metrics
         )
         rest = create_app(
             self.engine.catalog,
@@ -168,11 +168,16 @@ async def serve(
     app = Application(config, group=group)
     signals = _Signals(app)
     try:
-        await app.listen(listener)
-        await app.load(found)
-        if group is not None:
-            await group.join(app.snapshot)
+        if group is None:
+            await app.listen(listener)
+            await app.load(found)
+        else:
+            # Siblings answer on the same port: no connection should come here before it can
+            # be served.
             group.follow(app.stop)
+            await app.load(found)
+            await app.listen(listener)
+            await group.join(app.snapshot)
         for line in announce:
             _LOG.info("%s", line)
         finished = await app.run_until_stopped()
@@ -205,14 +210,6 @@ class _Signals:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         _LOG.info("stopping: finishing what is under way")
         self._app.stop()
-
-
-def cache_folder(config: Config) -> Path:
-    """Where built graphs and measurements are kept."""
-    if config.cache_dir:
-        return Path(config.cache_dir).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "headrace"
 
 
 def tls_context(tls: TlsConfig) -> ssl.SSLContext:

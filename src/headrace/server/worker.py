@@ -52,9 +52,12 @@ async def _run(seat: Seat, spec: WorkerSpec) -> int:
         found = scan([Path(path) for path in spec.paths], config=spec.config, name=spec.name)
         listener = listening_socket(server.host, server.port, shared=True)
         return await serve(spec.config, found, listener, group=group)
-    except HeadraceError as error:
+    except Exception as error:
+        # The supervisor shows the reason once for all workers.
         group.link.failed(error)
-        return 1
+        if isinstance(error, HeadraceError):
+            return 1
+        raise
 
 
 if __name__ == "__main__":
