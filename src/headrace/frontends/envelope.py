@@ -84,7 +84,8 @@ def http_error_response(request: Request, error: Exception) -> Response:
 
 
 def _is_openai(request: Request) -> bool:
-    return request.url.path.startswith("/v1/")
+    path = request.url.path
+    return path.startswith("/v1/") and not path.endswith(":predict")  # KServe's V1 is V2's kin
 
 
 def _paths(app: Starlette) -> list[str]:

@@ -145,7 +145,27 @@ def _inference_paths(models: Sequence[DescribedModel]) -> dict[str, Any]:
             **_errors(_EXECUTION, "OpenAIError"),
         },
     }
-    paths: dict[str, Any] = {"/v1/embeddings": {"post": embeddings}}
+    predict = {
+        "tags": ["inference"],
+        "summary": "Predict rows",
+        "operationId": "predict",
+        "description": (
+            "Rows as JSON objects (the V1 protocol of KServe and TensorFlow Serving): a value "
+            "for each input of the model or column of the table, one prediction a row."
+        ),
+        "requestBody": {"required": True, "content": _json("PredictRequest")},
+        "responses": {
+            "200": _answer("One prediction a row, in order.", "PredictResponse"),
+            **_errors(_EXECUTION),
+        },
+    }
+    paths: dict[str, Any] = {
+        "/v1/embeddings": {"post": embeddings},
+        "/v1/models/{model}:predict": {
+            "parameters": [_path_parameter("model", ())],
+            "post": predict,
+        },
+    }
     # Without names as examples: a tool would combine each with the body for another model.
     for path, parameters, suffix in _versioned("infer", ()):
         operation = {**infer, "operationId": f"infer{suffix}"}

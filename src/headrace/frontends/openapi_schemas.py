@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from headrace.frontends.codecs.openai import MAX_INPUTS
+from headrace.frontends.codecs.v1_json import INSTANCES_MAX
 from headrace.types import DTYPE_OF
 
 Schema = dict[str, Any]
@@ -250,6 +251,10 @@ SCHEMAS: dict[str, Schema] = {
     "InferResponse": _INFER_RESPONSE,
     "EmbeddingsRequest": embeddings_request(()),
     "EmbeddingsResponse": _EMBEDDINGS_RESPONSE,
+    "PredictRequest": an_object(
+        {"instances": {"type": "array", "minItems": 1, "maxItems": INSTANCES_MAX}}
+    ),
+    "PredictResponse": an_object({"predictions": {"type": "array"}}),
     "OpenAIModel": _OPENAI_MODEL,
     "OpenAIModelList": an_object({"object": {"const": "list"}, "data": a_list(ref("OpenAIModel"))}),
 }

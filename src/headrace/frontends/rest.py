@@ -1,7 +1,7 @@
 """Everything over HTTP that is not hot: health, metadata, index, metrics, documentation.
 
 An ASGI application (Starlette) behind the same port as the fast lane, which answers
-``POST .../infer`` and ``POST /v1/embeddings`` itself; those two are routes here only so that
+``POST .../infer``, ``:predict`` and ``/v1/embeddings`` itself; those are routes here only so that
 a wrong method gets its 405 and the documentation its entry. Bodies as in the Open Inference
 Protocol with KServe's health objects, which Triton's clients (they read the status alone)
 accept as well; ``/v1`` as in the OpenAI API.
@@ -116,12 +116,13 @@ class _Rest:
         routes.sort(key=lambda route: "{model:path}" in route.path)
         posts = {
             "/v1/embeddings": self.not_here,
+            "/v1/models/{model}:predict": self.not_here,
             model + "/infer": self.not_here,
             model + "/versions/{version}/infer": self.not_here,
             "/v2/repository/index": self.repository_index,
         }
-        routes += [Route(path, handler, methods=["POST"]) for path, handler in posts.items()]
-        return routes
+        posted = [Route(path, handler, methods=["POST"]) for path, handler in posts.items()]
+        return [*posted, *routes]
 
     # -- health ------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Which handler answers: two hot routes by themselves, everything else the ASGI application."""
+"""Which handler answers: inference by the routes here, everything else the ASGI application."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ from headrace.frontends import openai
 from headrace.frontends.asgi_bridge import AsgiBridge
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.openai import EmbeddingsRoute
+from headrace.frontends.v1_predict import PredictRoute
 from headrace.frontends.v2_infer import InferRoute
 
 
 class Router:
     """The fast lane's handler."""
 
-    def __init__(self, infer: InferRoute, embeddings: EmbeddingsRoute, rest: AsgiBridge) -> None:
+    def __init__(
+        self,
+        infer: InferRoute,
+        embeddings: EmbeddingsRoute,
+        predict: PredictRoute,
+        rest: AsgiBridge,
+    ) -> None:
         self._infer = infer
         self._embeddings = embeddings
+        self._predict = predict
         self._rest = rest
 
     def handle(self, exchange: Exchange) -> None:
@@ -37,6 +45,10 @@ class Router:
                 return
             if head.target.partition(b"?")[0] == openai.TARGET:
                 self._embeddings.handle(exchange)
+                return
+            model = self._predict.match(head.target)
+            if model is not None:
+                self._predict.handle(exchange, model)
                 return
         self._rest.handle(exchange)
 

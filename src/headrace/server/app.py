@@ -24,6 +24,7 @@ from headrace.frontends.lane import Lane
 from headrace.frontends.openai import EmbeddingsRoute
 from headrace.frontends.rest import create_app
 from headrace.frontends.router import Router
+from headrace.frontends.v1_predict import PredictRoute
 from headrace.frontends.v2_infer import InferRoute
 from headrace.loading import cache_folder
 from headrace.machine import usable_cores
@@ -67,6 +68,7 @@ class Application:
         router = Router(
             InferRoute(self.engine),
             EmbeddingsRoute(self.engine),
+            PredictRoute(self.engine),
             AsgiBridge(rest, scheme="https" if server.tls else "http"),
         )
         self.lane = Lane(router.handle, limits=server.limits, counters=self.metrics.http)

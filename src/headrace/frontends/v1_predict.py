@@ -1,0 +1,95 @@
+"""``POST /v1/models/{model}:predict``: rows as JSON objects, through the engine."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Any, Protocol, cast
+from urllib.parse import unquote
+
+from headrace.clock import MonotonicClock
+from headrace.engine.engine import Engine
+from headrace.engine.served import ServedModel
+from headrace.errors import HeadraceError
+from headrace.frontends.codecs import v1_json
+from headrace.frontends.exchange import Exchange
+from headrace.telemetry.instruments import RequestRecord
+from headrace.types import InferenceRequest, InferenceResponse, Tensor
+
+_now_ns = MonotonicClock.now_ns
+_PATH = re.compile(rb"/v1/models/([^/?]+):predict(?:\?.*)?\Z", re.DOTALL)
+
+
+class Records(Protocol):
+    """A task with its own idea of a row, such as a table with column names."""
+
+    def from_records(self, records: list[Any]) -> list[Tensor]:
+        """Rows -> the task's public inputs."""
+        ...
+
+    def to_records(self, outputs: list[Tensor]) -> list[dict[str, Any]]:
+        """The task's public outputs -> rows."""
+        ...
+
+
+class PredictRoute:
+    """Answers ``:predict`` for every model."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @staticmethod
+    def match(target: bytes) -> str | None:
+        """The model's name, or None where the target is another route."""
+        parsed = _PATH.match(target)
+        return None if parsed is None else unquote(parsed[1].decode("latin-1"))
+
+    def handle(self, exchange: Exchange, model: str) -> None:
+        """Decodes, submits, and answers when the engine has.
+
+        Raises:
+            HeadraceError: known at once.
+        """
+        served = self._engine.catalog.resolve(model)
+        instances = v1_json.decode_instances(exchange.body)
+        records = _records(served)
+        if records is not None:
+            inputs = records.from_records(instances)
+        else:
+            inputs = v1_json.tensors_of(instances, served.metadata.inputs)
+        request = InferenceRequest(model, inputs, served.version)
+        request.arrived_ns = exchange.arrived_ns
+        request.decoded_ns = _now_ns()
+        ticket = self._engine.submit(request, _PredictReply(exchange, served))
+        exchange.cancel = partial(self._engine.cancel, ticket)
+
+
+class _PredictReply:
+    """Turns the engine's answer into predictions."""
+
+    __slots__ = ("_exchange", "_served")
+
+    def __init__(self, exchange: Exchange, served: ServedModel) -> None:
+        self._exchange = exchange
+        self._served = served
+
+    def complete(self, response: InferenceResponse, record: RequestRecord) -> None:
+        self._exchange.cancel = None
+        records = _records(self._served)
+        if records is not None:
+            body = v1_json.encode_records(records.to_records(response.outputs))
+        else:
+            body = v1_json.encode_predictions(response.outputs)
+        record.encoded_ns = _now_ns()
+        self._exchange.respond_json(body)
+        record.written_ns = _now_ns()
+
+    def fail(self, error: HeadraceError) -> None:
+        self._exchange.cancel = None
+        self._exchange.respond_error(error)
+
+
+def _records(served: ServedModel) -> Records | None:
+    """The task, if it has rows of its own."""
+    has_rows = hasattr(served.task, "from_records") and hasattr(served.task, "to_records")
+    return cast("Records", served.task) if has_rows else None
