@@ -15,12 +15,11 @@ import numpy as np
 from headrace.clock import MonotonicClock
 from headrace.engine.collate import collate, split
 from headrace.engine.served import Profile
+from headrace.engine.stopwatch import Inputs, time_each, time_execution
 from headrace.errors import HeadraceError
 from headrace.runtimes.base import LoadedModel
 from headrace.tasks.base import Item, Padding
 from headrace.types import DTYPE_OF, DYNAMIC, TensorSpec
-
-Inputs = list[np.ndarray | None]
 
 _now_ns = MonotonicClock.now_ns
 
@@ -30,6 +29,11 @@ ROWS_MAX = 256
 DEFAULT_BATCH_TOKENS = 512
 """Used until something better was measured: on AVX2 and AVX-512 machines larger batches of a
 small encoder leave the cache, smaller ones pay the overhead more often."""
+
+DEFAULT_OVERHEAD_TOKENS = 16
+"""Until measured: starting an execution of a small encoder costs as much as so many tokens."""
+
+MEASURED_IN_PART = "measured in part"
 
 TOKEN_BUDGETS = (256, 512, 1024)
 _PROBE_LENGTH = 32
@@ -118,30 +122,29 @@ def _calibrate_rows(
 
 
 def _calibrate_tokens(loaded: LoadedModel, row_ns: int, deadline_ns: int) -> Profile:
-    measured: list[tuple[int, int]] = []
-    expected_ns = row_ns * TOKEN_BUDGETS[0] // _PROBE_LENGTH
-    for tokens in TOKEN_BUDGETS:
-        if _now_ns() + 2 * expected_ns > deadline_ns:
-            break
-        inputs = sample_inputs(loaded.inputs, tokens // _PROBE_LENGTH, _PROBE_LENGTH)
-        measured.append((tokens, time_execution(loaded, inputs)))
-        expected_ns = 2 * measured[-1][1]
+    shapes = [
+        sample_inputs(loaded.inputs, tokens // _PROBE_LENGTH, _PROBE_LENGTH)
+        for tokens in (_PROBE_LENGTH, *TOKEN_BUDGETS)
+    ]
+    times = time_each(loaded, shapes, deadline_ns)
+    row_ns = min(row_ns, times[0])
+    measured = list(zip(TOKEN_BUDGETS, times[1:], strict=False))
     budget, best = DEFAULT_BATCH_TOKENS, float("inf")
     for tokens, taken_ns in measured:
         if taken_ns / tokens * _PAYS < best:
             budget, best = tokens, taken_ns / tokens
-    overhead = 0
+    overhead = DEFAULT_OVERHEAD_TOKENS
     if measured:
-        # t = a + c x tokens through the smallest and the best point; a / c is in tokens.
+        # t = a + c x tokens through one row and the best batch; a / c is in tokens.
         per_token = min(taken_ns / tokens for tokens, taken_ns in measured)
-        overhead = max(0, round(row_ns / per_token) - _PROBE_LENGTH)
+        overhead = min(max(0, round(row_ns / per_token) - _PROBE_LENGTH), _PROBE_LENGTH)
     return Profile(
         max_rows=ROWS_MAX,
         batch_tokens=budget,
-        overhead_tokens=min(overhead, _PROBE_LENGTH),
+        overhead_tokens=overhead,
         row_ns=row_ns,
         batchable=True,
-        reason="" if len(measured) == len(TOKEN_BUDGETS) else "measured in part",
+        reason="" if len(measured) == len(TOKEN_BUDGETS) else MEASURED_IN_PART,
     )
 
 
@@ -214,19 +217,3 @@ def _close(alone: np.ndarray, together: np.ndarray) -> bool:
         return bool(np.array_equal(alone, together))
     scale = float(np.abs(np.nan_to_num(alone)).max(initial=1e-6))
     return bool(np.allclose(alone, together, rtol=1e-3, atol=1e-3 * scale, equal_nan=True))
-
-
-def time_execution(loaded: LoadedModel, inputs: Inputs) -> int:
-    """Nanoseconds of one execution: the best of a few, because noise only ever adds."""
-    loaded.execute(inputs)  # the first of a shape may compile or allocate
-    best = 2**62
-    spent = 0
-    for _ in range(5):
-        started_ns = _now_ns()
-        loaded.execute(inputs)
-        taken_ns = _now_ns() - started_ns
-        best = min(best, taken_ns)
-        spent += taken_ns
-        if spent > 20_000_000:
-            break
-    return best

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from headrace.engine.calibrate import calibrate
+from headrace.engine.calibrate import MEASURED_IN_PART, calibrate
 from headrace.engine.engine import Engine
 from headrace.engine.profiles import ProfileStore, StoredProfile
 from headrace.engine.selection import keep_faster
@@ -104,7 +104,7 @@ class ModelManager:
         seconds = time.monotonic() - started_s
         self._instrument.model_loaded(source.name, source.version, seconds)
         _log_loaded(loaded, seconds)
-        if loaded.profile.reason == "measured in part" and loaded.served.loaded.concurrency > 1:
+        if loaded.profile.reason == MEASURED_IN_PART and loaded.served.loaded.concurrency > 1:
             task = asyncio.create_task(self._refine(loaded))
             self._refining.add(task)
             task.add_done_callback(self._refining.discard)

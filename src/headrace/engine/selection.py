@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from headrace.engine.calibrate import NotMeasured, sample_inputs, time_execution, working_size
+from headrace.engine.calibrate import NotMeasured, sample_inputs, working_size
+from headrace.engine.stopwatch import time_execution
 from headrace.errors import HeadraceError, ModelLoadError
 from headrace.runtimes.base import LoadedModel
 
