@@ -37,8 +37,9 @@ MEASURED_IN_PART = "measured in part"
 
 TOKEN_BUDGETS = (256, 512, 1024)
 _PROBE_LENGTH = 32
-_PAYS = 1.05
-"""A larger batch must be this much cheaper per row (or token) than the best smaller one."""
+_NEAR = 1.05
+"""The smallest batch whose cost per row (or token) is this near the best: what a larger one
+gains does not repay that everybody in it waits longer."""
 
 _FREE_SIZES = (8, 32, 224, 1)
 """Tried, in this order, for dimensions that the model leaves open."""
@@ -104,20 +105,18 @@ def calibrate(
 def _calibrate_rows(
     loaded: LoadedModel, free: int, row_ns: int, *, hop_ns: int, deadline_ns: int
 ) -> Profile:
-    best_rows, best_ns = 1, float(row_ns)
     inline_rows = int(row_ns < hop_ns)
-    rows, taken_ns = 1, row_ns
-    while rows < ROWS_MAX:
-        rows *= 2
-        if _now_ns() + 3 * 2 * taken_ns > deadline_ns:
+    measured = [(1, row_ns)]
+    while (rows := 2 * measured[-1][0]) <= ROWS_MAX:
+        if _now_ns() + 3 * 2 * measured[-1][1] > deadline_ns:
             break
         taken_ns = time_execution(loaded, sample_inputs(loaded.inputs, rows, free))
+        measured.append((rows, taken_ns))
         if taken_ns < hop_ns:
             inline_rows = rows
-        if taken_ns / rows * _PAYS < best_ns:
-            best_rows, best_ns = rows, taken_ns / rows
-        elif rows >= 8 * best_rows:
-            break  # two doublings without gain: it has flattened out
+        if rows >= 8 * _smallest_near_best(measured):
+            break  # three doublings without gain: it has flattened out
+    best_rows = _smallest_near_best(measured)
     return Profile(max_rows=best_rows, inline_rows=inline_rows, row_ns=row_ns, batchable=True)
 
 
@@ -129,10 +128,7 @@ def _calibrate_tokens(loaded: LoadedModel, row_ns: int, deadline_ns: int) -> Pro
     times = time_each(loaded, shapes, deadline_ns)
     row_ns = min(row_ns, times[0])
     measured = list(zip(TOKEN_BUDGETS, times[1:], strict=False))
-    budget, best = DEFAULT_BATCH_TOKENS, float("inf")
-    for tokens, taken_ns in measured:
-        if taken_ns / tokens * _PAYS < best:
-            budget, best = tokens, taken_ns / tokens
+    budget = _smallest_near_best(measured) if measured else DEFAULT_BATCH_TOKENS
     overhead = DEFAULT_OVERHEAD_TOKENS
     if measured:
         # t = a + c x tokens through one row and the best batch; a / c is in tokens.
@@ -146,6 +142,12 @@ def _calibrate_tokens(loaded: LoadedModel, row_ns: int, deadline_ns: int) -> Pro
         batchable=True,
         reason="" if len(measured) == len(TOKEN_BUDGETS) else MEASURED_IN_PART,
     )
+
+
+def _smallest_near_best(measured: Sequence[tuple[int, int]]) -> int:
+    """Of (size, nanoseconds) pairs, ascending, the smallest size with nearly the best price."""
+    best = min(taken_ns / size for size, taken_ns in measured)
+    return next(size for size, taken_ns in measured if taken_ns / size <= best * _NEAR)
 
 
 def working_size(loaded: LoadedModel) -> int:
