@@ -11,8 +11,8 @@ from pathlib import Path
 from headrace.engine.calibrate import MEASURED_IN_PART, calibrate
 from headrace.engine.engine import Engine
 from headrace.engine.profiles import ProfileStore, StoredProfile
-from headrace.engine.selection import keep_faster
-from headrace.engine.served import Profile, ServedModel
+from headrace.engine.selection import choose_threads, keep_faster
+from headrace.engine.served import ServedModel
 from headrace.errors import HeadraceError, ModelLoadError
 from headrace.machine import cpu_model, usable_cores
 from headrace.repository.base import ModelSource
@@ -51,9 +51,10 @@ _ONE_COPY_EACH = frozenset({"python"})
 class _Loaded:
     """What loading gave, on its way from the loading thread to the event loop."""
 
-    def __init__(self, served: ServedModel, profile: Profile, store_key: str) -> None:
+    def __init__(self, served: ServedModel, stored: StoredProfile, store_key: str) -> None:
         self.served = served
-        self.profile = profile
+        self.stored = stored
+        self.profile = stored.profile
         self.store_key = store_key
 
 
@@ -136,19 +137,20 @@ class ModelManager:
             options=source.config.runtime_options,
         )
         key, stored = self._remembered(source)
-        runtime, model = self._start(source, artifact, stored)
+        runtime, instances, model = _start(source, artifact, stored)
         try:
             served = _served(source, runtime, model)
-            profile = stored.profile if stored is not None else Profile()
-            if stored is None:
-                spent_ns = time.monotonic_ns() - started_ns
-                budget_ns = max(_CALIBRATION_MIN_NS, int(spent_ns * _CALIBRATION_SHARE))
-                profile = calibrate(model, served.padding, hop_ns=self._hop_ns, budget_ns=budget_ns)
-                self._profiles.save(key, StoredProfile(runtime, profile))
+            if stored is not None:
+                return _Loaded(served, stored, key)
+            spent_ns = time.monotonic_ns() - started_ns
+            budget_ns = max(_CALIBRATION_MIN_NS, int(spent_ns * _CALIBRATION_SHARE))
+            profile = calibrate(model, served.padding, hop_ns=self._hop_ns, budget_ns=budget_ns)
         except BaseException:
             model.unload()
             raise
-        return _Loaded(served, profile, key)
+        stored = StoredProfile(runtime, instances, profile)
+        self._profiles.save(key, stored)
+        return _Loaded(served, stored, key)
 
     def _remembered(self, source: ModelSource) -> tuple[str, StoredProfile | None]:
         config = source.config
@@ -165,26 +167,6 @@ class ModelManager:
         )
         return key, self._profiles.load(key)
 
-    def _start(
-        self, source: ModelSource, artifact: Artifact, stored: StoredProfile | None
-    ) -> tuple[str, LoadedModel]:
-        def load(name: str) -> LoadedModel:
-            return runtimes.create(name).load(artifact, _instance_config(source, name))
-
-        wanted = source.config.runtime
-        if stored is not None:
-            wanted = stored.runtime
-        if wanted != "auto":
-            return wanted, load(wanted)
-        candidates = runtimes.candidates(source.format)
-        if not candidates:
-            raise ModelLoadError(
-                f"no installed runtime can run model '{source.name}' (format {source.format})",
-                hint="headrace doctor lists the runtimes and what each missing one needs",
-            )
-        padded = source.task.startswith("text-")
-        return keep_faster(candidates, load, padded=padded)
-
     async def _refine(self, loaded: _Loaded) -> None:
         served = loaded.served
         profile = await asyncio.to_thread(
@@ -195,16 +177,48 @@ class ModelManager:
             budget_ns=_REFINE_NS,
         )
         self._engine.set_profile(served, profile)
-        stored = StoredProfile(served.runtime, profile)
+        stored = StoredProfile(served.runtime, loaded.stored.instances, profile)
         await asyncio.to_thread(self._profiles.save, loaded.store_key, stored)
 
 
-def _instance_config(source: ModelSource, runtime: str) -> InstanceConfig:
+def _start(
+    source: ModelSource, artifact: Artifact, stored: StoredProfile | None
+) -> tuple[str, InstanceConfig, LoadedModel]:
+    """Loads the model in the runtime and with the threads that were said, remembered or won."""
     cores = usable_cores()
-    instances = source.config.instances or (1 if runtime in _ONE_COPY_EACH else cores)
-    return InstanceConfig(
-        threads=source.config.threads or max(1, cores // instances), concurrency=instances
-    )
+    config = source.config
+
+    def load(name: str, instances: InstanceConfig) -> LoadedModel:
+        return runtimes.create(name).load(artifact, instances)
+
+    def default(name: str) -> InstanceConfig:
+        concurrency = config.instances or (1 if name in _ONE_COPY_EACH else cores)
+        return InstanceConfig(config.threads or max(1, cores // concurrency), concurrency)
+
+    if stored is not None:
+        return stored.runtime, stored.instances, load(stored.runtime, stored.instances)
+    padded = source.task.startswith("text-")
+    name = config.runtime
+    if name == "auto":
+        candidates = runtimes.candidates(source.format)
+        if not candidates:
+            raise ModelLoadError(
+                f"no installed runtime can run model '{source.name}' (format {source.format})",
+                hint="headrace doctor lists the runtimes and what each missing one needs",
+            )
+        name, model = keep_faster(candidates, lambda n: load(n, default(n)), padded=padded)
+    else:
+        model = load(name, default(name))
+    if config.instances or config.threads or name in _ONE_COPY_EACH:
+        return name, default(name), model
+    try:
+        instances, model = choose_threads(
+            model, lambda instances: load(name, instances), cores=cores, padded=padded
+        )
+    except BaseException:
+        model.unload()
+        raise
+    return name, instances, model
 
 
 def _served(source: ModelSource, runtime: str, model: LoadedModel) -> ServedModel:

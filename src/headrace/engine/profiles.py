@@ -15,15 +15,17 @@ from pathlib import Path
 import msgspec
 
 from headrace.engine.served import Profile
+from headrace.runtimes.base import InstanceConfig
 
 _LOG = logging.getLogger("headrace.engine")
-_FORMAT = 1
+_FORMAT = 2
 
 
 class StoredProfile(msgspec.Struct, frozen=True):
-    """What is kept: the runtime that won, and what was measured with it."""
+    """What is kept: the runtime and the threads that won, and what was measured with them."""
 
     runtime: str
+    instances: InstanceConfig
     profile: Profile
 
 

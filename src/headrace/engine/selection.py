@@ -15,9 +15,16 @@ import numpy as np
 from headrace.engine.calibrate import NotMeasured, sample_inputs, working_size
 from headrace.engine.stopwatch import time_execution
 from headrace.errors import HeadraceError, ModelLoadError
-from headrace.runtimes.base import LoadedModel
+from headrace.runtimes.base import InstanceConfig, LoadedModel
 
 _LOG = logging.getLogger("headrace.engine")
+
+_SLOW_NS = 50_000_000
+"""A lone request that takes longer than this is waited for by a person; below it throughput
+per core counts more, and one thread per execution wastes nothing."""
+
+_WORTH = 1.5
+"""All cores on one execution must make it this much faster, or they serve better apart."""
 
 _ROWS = (1, 8)
 _AGREE = 1e-3
@@ -48,6 +55,34 @@ def keep_faster(
         if name != winner:
             model.unload()
     return winner, loaded[winner]
+
+
+def choose_threads(
+    model: LoadedModel, load: Callable[[InstanceConfig], LoadedModel], *, cores: int, padded: bool
+) -> tuple[InstanceConfig, LoadedModel]:
+    """One thread for each of several executions, or all cores on one: measured, for slow models.
+
+    ``model`` is loaded with the first. On a busy machine the second never looks better than
+    it is, so a disturbed measurement keeps the first.
+    """
+    apart = InstanceConfig(threads=1, concurrency=cores)
+    if cores == 1:
+        return apart, model
+    try:
+        free = 32 if padded else working_size(model)
+    except NotMeasured:
+        return apart, model
+    inputs = sample_inputs(model.inputs, 1, free)
+    alone_ns = time_execution(model, inputs)
+    if alone_ns < _SLOW_NS:
+        return apart, model
+    together = InstanceConfig(threads=cores, concurrency=1)
+    other = load(together)
+    if time_execution(other, inputs) * _WORTH < alone_ns:
+        model.unload()
+        return together, other
+    other.unload()
+    return apart, model
 
 
 def _winner(loaded: dict[str, LoadedModel], *, padded: bool) -> str:

@@ -8,9 +8,10 @@ from headrace.engine import calibrate as module
 from headrace.engine import stopwatch
 from headrace.engine.calibrate import MEASURED_IN_PART, ROWS_MAX, calibrate, sample_inputs
 from headrace.engine.profiles import ProfileStore, StoredProfile
-from headrace.engine.selection import keep_faster
+from headrace.engine.selection import choose_threads, keep_faster
 from headrace.engine.served import Profile
 from headrace.errors import InferenceFailed, ModelLoadError
+from headrace.runtimes.base import InstanceConfig
 from headrace.tasks.base import Padding
 from headrace.types import DTYPE_OF, TensorSpec
 
@@ -242,12 +243,37 @@ def test_a_runtime_that_cannot_load_it_does_not_matter(price):
         keep_faster(["broken"], load, padded=False)
 
 
+@pytest.mark.parametrize(
+    ("apart_ns", "together_ns", "cores", "threads"),
+    [
+        (200_000_000, 110_000_000, 2, 2),  # slow, and much faster together
+        (200_000_000, 150_000_000, 2, 1),  # not worth it
+        (20_000_000, 10_000_000, 2, 1),  # quick enough
+        (200_000_000, 100_000_000, 1, 1),  # nothing to share
+    ],
+)
+def test_threads_are_measured_where_somebody_waits(
+    monkeypatch, apart_ns, together_ns, cores, threads
+):
+    apart, together = ScriptedModel(), ScriptedModel()
+    costs = {id(apart): apart_ns, id(together): together_ns}
+    monkeypatch.setattr(
+        "headrace.engine.selection.time_execution", lambda model, inputs: costs[id(model)]
+    )
+    instances, model = choose_threads(apart, lambda _: together, cores=cores, padded=False)
+
+    assert instances.threads == threads
+    assert instances.threads * instances.concurrency == cores
+    assert not model.unloaded
+    assert model is (together if threads > 1 else apart)
+
+
 def test_profiles_outlive_the_process(tmp_path):
     file = tmp_path / "model.onnx"
     file.write_bytes(b"x")
     store = ProfileStore(tmp_path / "profiles")
     key = store.key(file, "cpu")
-    stored = StoredProfile("onnxruntime", Profile(max_rows=7, batchable=True))
+    stored = StoredProfile("onnxruntime", InstanceConfig(2, 3), Profile(max_rows=7))
 
     assert store.load(key) is None
     store.save(key, stored)
@@ -267,6 +293,6 @@ def test_a_damaged_profile_is_no_profile(tmp_path):
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     store = ProfileStore(tmp_path / "file" / "profiles")
-    store.save("k", StoredProfile("onnxruntime", Profile()))
+    store.save("k", StoredProfile("onnxruntime", InstanceConfig(), Profile()))
 
     assert store.load("k") is None
