@@ -394,10 +394,15 @@ class Engine:
             _LOG.exception("a reply could not be delivered")
 
     def _withdraw(self, parts: Sequence[Part]) -> None:
-        """Takes what is left of a request that has ended out of the core."""
-        left = tuple(part.request_id for part in parts if part.request_id in self._parts)
-        if left:
-            self._drive(RequestsCancelled(left))
+        """Takes what is left of a request that has ended out of the queues."""
+        left = {part.request_id for part in parts if part.request_id in self._parts}
+        unreported = left & {request.request_id for request in self._arrived}
+        if unreported:  # it ended in the very turn it came in; the core need never know
+            self._arrived = [r for r in self._arrived if r.request_id not in unreported]
+            for request_id in unreported:
+                del self._parts[request_id]
+        if len(left) > len(unreported):
+            self._drive(RequestsCancelled(tuple(left - unreported)))
 
     def _end(self, ticket: Ticket) -> None:
         ticket.done = True

@@ -180,6 +180,34 @@ async def test_cancelling_the_task_withdraws_the_request(bench):
     assert bench.engine.statistics().live == 0
 
 
+async def test_who_leaves_in_the_turn_they_came_in_never_runs(bench):
+    model = ScriptedModel()
+    bench.serve(model)
+    replies = [Recorder(), Recorder()]
+    tickets = [bench.engine.submit(request([i, i]), reply) for i, reply in enumerate(replies)]
+    bench.engine.cancel(tickets[0])
+    bench.engine.cancel(tickets[0])
+    await replies[1].ended.wait()
+
+    assert [batch[0].tolist() for batch in model.batches] == [[[1, 1]]]
+    assert not replies[0].ended.is_set()
+    assert bench.watcher.ends == ["cancel:cancelled", "complete"]
+
+
+class Recorder:
+    """A reply that only remembers."""
+
+    def __init__(self):
+        self.ended = asyncio.Event()
+
+    def complete(self, response, record):
+        assert not self.ended.is_set()
+        self.ended.set()
+
+    def fail(self, error):
+        raise AssertionError(error)
+
+
 async def test_outputs_come_as_asked_for(bench):
     model = ScriptedModel()
     model.outputs = (TensorSpec("a", "FP32", (-1, 2)), TensorSpec("b", "FP32", (-1, 2)))
