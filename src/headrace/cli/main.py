@@ -29,7 +29,7 @@ from collections.abc import Iterable, Sequence
 import headrace
 from headrace.errors import ConfigError, HeadraceError
 
-COMMANDS = ("serve", "pull", "convert", "bench", "doctor")
+COMMANDS = ("serve", "demo", "pull", "convert", "bench", "doctor")
 
 EXIT_OK = 0
 EXIT_FAILED = 1
