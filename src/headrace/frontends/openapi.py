@@ -145,7 +145,22 @@ def _inference_paths(models: Sequence[DescribedModel]) -> dict[str, Any]:
             **_errors(_EXECUTION, "OpenAIError"),
         },
     }
-    predict = {
+    paths: dict[str, Any] = {
+        "/v1/embeddings": {"post": embeddings},
+        "/v1/models/{model}:predict": {
+            "parameters": [_path_parameter("model", ())],
+            "post": _predict(),
+        },
+    }
+    # Without names as examples: a tool would combine each with the body for another model.
+    for path, parameters, suffix in _versioned("infer", ()):
+        operation = {**infer, "operationId": f"infer{suffix}"}
+        paths[path] = {"parameters": parameters, "post": operation}
+    return paths
+
+
+def _predict() -> dict[str, Any]:
+    return {
         "tags": ["inference"],
         "summary": "Predict rows",
         "operationId": "predict",
@@ -159,18 +174,6 @@ def _inference_paths(models: Sequence[DescribedModel]) -> dict[str, Any]:
             **_errors(_EXECUTION),
         },
     }
-    paths: dict[str, Any] = {
-        "/v1/embeddings": {"post": embeddings},
-        "/v1/models/{model}:predict": {
-            "parameters": [_path_parameter("model", ())],
-            "post": predict,
-        },
-    }
-    # Without names as examples: a tool would combine each with the body for another model.
-    for path, parameters, suffix in _versioned("infer", ()):
-        operation = {**infer, "operationId": f"infer{suffix}"}
-        paths[path] = {"parameters": parameters, "post": operation}
-    return paths
 
 
 def _model_paths(models: Sequence[DescribedModel]) -> dict[str, Any]:
