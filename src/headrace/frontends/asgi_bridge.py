@@ -65,7 +65,7 @@ class AsgiBridge:
             "raw_path": path,
             "query_string": query,
             "root_path": "",
-            "headers": [(name.lower(), value) for name, value in head.raw_headers],
+            "headers": [(name.lower(), value.rstrip(b" \t")) for name, value in head.raw_headers],
             "client": None,
             "server": None,
         }

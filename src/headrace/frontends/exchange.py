@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from headrace.frontends import status
+from headrace.frontends.heads import Head
 
 JSON_TYPE = b"application/json"
 
@@ -36,43 +37,6 @@ class Answering(Protocol):
     async def writable(self) -> None:
         """Waits until the client has read enough of what was sent."""
         ...
-
-
-class Head:
-    """A request line and its headers. Shared between requests that repeat it: never changed.
-
-    ``target`` is the raw request target; ``headers`` maps lower-case names to values (the
-    last of a repeated field), ``raw_headers`` has all of them in order. ``length`` is the
-    body's as announced (0 without a body; not known beforehand if chunked). ``route`` is the
-    router's note to itself.
-    """
-
-    __slots__ = (
-        "headers",
-        "http_1_0",
-        "keep_alive",
-        "length",
-        "method",
-        "raw_headers",
-        "route",
-        "target",
-    )
-
-    def __init__(
-        self,
-        method: bytes,
-        target: bytes,
-        headers: dict[bytes, bytes],
-        raw_headers: list[tuple[bytes, bytes]],
-    ) -> None:
-        self.method = method
-        self.target = target
-        self.headers = headers
-        self.raw_headers = raw_headers
-        self.length = int(headers.get(b"content-length", b"0"))
-        self.keep_alive = True
-        self.http_1_0 = False
-        self.route: tuple[str, str] | None = None
 
 
 class Exchange:

@@ -8,7 +8,10 @@ from email.utils import formatdate
 from typing import Protocol
 
 from headrace.config import HttpLimits
-from headrace.frontends.exchange import Handler, Head
+from headrace.frontends import refusals
+from headrace.frontends.exchange import Handler
+from headrace.frontends.heads import Head
+from headrace.frontends.refusals import Refusal
 from headrace.telemetry.snapshot import HttpCounters
 
 
@@ -33,24 +36,43 @@ class Connection(Protocol):
 NEVER = float("inf")
 _SWEEP_S = 1.0
 """Timeouts are of tens of seconds, so one look a second at all connections does, where a
-timer each would cost every request two heap operations."""
+timer each would cost every request two heap operations. Shorter ones are looked at more
+often, four times in the shortest."""
 
 _HEADS_MAX = 1024
 """Heads remembered; clients of one kind differ in Content-Length only. At most 4 KiB each."""
+
+_SPARE_CONNECTIONS = 256
+"""Connections above the limit that are told so; any more are cut off without a word."""
 
 
 class Lane:
     """The HTTP/1.1 side of one server process. Made on a running event loop."""
 
-    def __init__(self, handler: Handler, *, limits: HttpLimits, counters: HttpCounters) -> None:
-        self.loop = asyncio.get_running_loop()
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        limits: HttpLimits,
+        counters: HttpCounters,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.loop = loop or asyncio.get_running_loop()
         self.handler = handler
         self.limits = limits
         self.counters = counters
         self.connections: set[Connection] = set()
         self.draining = False
-        self.now_s = self.loop.time()
-        """Coarse: moved on once a second. For timeouts only."""
+        timeouts_s = (
+            limits.header_timeout_s,
+            limits.body_timeout_s,
+            limits.idle_timeout_s,
+            limits.write_timeout_s,
+        )
+        self._sweep_s = min(_SWEEP_S, min(timeouts_s) / 4)
+        self.now_s = NEVER
+        """Coarse, for timeouts only: moved on with every sweep, to the time of the next one,
+        so that a deadline may be late by two sweeps but is never early."""
         self.idle_deadline_s = NEVER
         self.heads: dict[bytes, Head] = {}
         """Heads seen before, by their bytes: equal bytes, equal meaning. A client repeats its
@@ -61,19 +83,24 @@ class Lane:
         self._emptied = asyncio.Event()
         self._refresh()
 
-    def opened(self, connection: Connection) -> bool:
-        """Counts a new connection; False if there are too many."""
-        counters = self.counters
-        if len(self.connections) >= self.limits.max_connections:
-            counters.reject("max_connections")
-            return False
-        self.connections.add(connection)
-        counters.connections += 1
-        counters.connections_open += 1
+    def opened(self, connection: Connection) -> Refusal | None:
+        """Counts a new connection; why it may not stay, if it may not and can be told."""
         if self._sweeper is None:
             self._refresh()
-            self._sweeper = self.loop.call_later(_SWEEP_S, self._sweep)
-        return True
+            self._sweeper = self.loop.call_later(self._sweep_s, self._sweep)
+        counters = self.counters
+        self.connections.add(connection)
+        counters.connections_open += 1
+        if self.draining:  # it was in the backlog when the port closed
+            return refusals.SHUTTING_DOWN
+        over = len(self.connections) - self.limits.max_connections
+        if over > 0:
+            if over > _SPARE_CONNECTIONS:
+                counters.reject("max_connections")
+                connection.abort()
+            return refusals.TOO_MANY_CONNECTIONS
+        counters.connections += 1
+        return None
 
     def remember(self, raw: bytes, head: Head) -> None:
         """Keeps a head for the next request with the same bytes."""
@@ -111,7 +138,7 @@ class Lane:
             self._sweeper = None
 
     def _refresh(self) -> None:
-        self.now_s = self.loop.time()
+        self.now_s = self.loop.time() + self._sweep_s
         self.idle_deadline_s = self.now_s + self.limits.idle_timeout_s
         # RFC 9110 section 6.6.1: an origin server with a clock sends Date.
         self.date_line = b"date: " + formatdate(time.time(), usegmt=True).encode() + b"\r\n"
@@ -123,7 +150,9 @@ class Lane:
 
     def _sweep(self) -> None:
         self._refresh()
-        now_s = self.now_s
+        now_s = self.loop.time()
         for connection in [c for c in self.connections if c.deadline_s <= now_s]:
             connection.timed_out()
-        self._sweeper = self.loop.call_later(_SWEEP_S, self._sweep) if self.connections else None
+        self._sweeper = None
+        if self.connections:
+            self._sweeper = self.loop.call_later(self._sweep_s, self._sweep)

@@ -35,7 +35,21 @@ HOST_MISSING = malformed("an HTTP/1.1 request needs a Host header")
 HOST_REPEATED = malformed("more than one Host header")
 LENGTH_REPEATED = malformed("more than one Content-Length header")
 LENGTH_AND_CHUNKED = malformed("both Content-Length and Transfer-Encoding")
-BAD_TARGET = malformed("the request target holds bytes that must be percent-encoded")
+HOST_MALFORMED = malformed("the Host header holds what no host name or port can")
+LENGTH_MALFORMED = malformed("Content-Length must be a number of bytes")
+CHUNKED_IN_1_0 = malformed("HTTP/1.0 has no Transfer-Encoding")
+BAD_VERSION = Refusal(
+    505,
+    "unknown_version",
+    "this port speaks HTTP/1.1 and HTTP/1.0 only",
+    "a client that insists on HTTP/2 (prior knowledge) must be told not to",
+)
+UNKNOWN_CODING = Refusal(
+    501,
+    "unknown_transfer_coding",
+    "the only Transfer-Encoding known here is chunked",
+    "compress the body and say so in Content-Encoding",
+)
 
 HEAD_TOO_LARGE = Refusal(
     431,
@@ -80,6 +94,16 @@ BAD_ENCODING = Refusal(
     "unknown_encoding",
     "the Content-Encoding is not known here",
     "send gzip, deflate or identity",
+)
+TRAILER_TOO_LARGE = Refusal(
+    431,
+    "trailer_too_large",
+    "the chunked body's extensions or trailer fields are larger than this server takes",
+    "send data in the chunks, or raise max_header_bytes",
+    "max_header_bytes",
+)
+SHUTTING_DOWN = Refusal(
+    503, "shutting_down", "the server is shutting down", "connect again: another may answer"
 )
 TOO_MANY_CONNECTIONS = Refusal(
     503,
