@@ -90,13 +90,31 @@ def test_what_was_handed_out_is_the_caller_s_own(tmp_path, isolation):
             self.kept.append(x)
             return self.buffer, x, self.kept[0]
     """
+    batch = np.empty_like(ROWS)  # the engine's, which uses it again
+    answers = []
     with loaded(tmp_path, source, isolation=isolation) as model:
-        answers = [model.execute([ROWS * factor]) for factor in (1, 2, 3, 4, 5, 6)]
+        for factor in (1, 2, 3, 4, 5, 6):
+            batch[:] = ROWS * factor
+            answers.append(model.execute([batch]))
     for factor, (buffered, echoed, first) in enumerate(answers, start=1):
         assert np.array_equal(buffered, ROWS * factor)
         assert np.array_equal(echoed, ROWS * factor)
         assert np.array_equal(first, ROWS)
         buffered[:] = 0  # and may be written
+
+
+@both
+def test_a_model_may_work_in_place_whatever_the_caller_allows(tmp_path, isolation):
+    source = """
+    def predict(x: Table) -> Table:
+        x *= 2
+        return x
+    """
+    batch = ROWS.copy()
+    batch.flags.writeable = False
+    with loaded(tmp_path, source, isolation=isolation) as model:
+        assert np.array_equal(model.execute([batch])[0], 2 * ROWS)
+    assert np.array_equal(batch, ROWS)
 
 
 @both

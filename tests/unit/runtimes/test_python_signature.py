@@ -305,5 +305,5 @@ def test_a_declaration_that_does_not_fit_the_function_is_refused(inputs, says):
 )
 def test_an_option_that_is_not_one_is_named_and_the_hint_lists_them(options, says):
     with pytest.raises(ModelLoadError, match=says) as caught:
-        parse_options(options)
+        parse_options(options, model="m")
     assert "isolation" in caught.value.hint

@@ -119,8 +119,11 @@ def find_entry(module: ModuleType, entry: str) -> Any:
 
 
 def describe(error: BaseException, path: Path) -> str:
-    """``ValueError: text (model.py, line 12)``: the last line of ``path`` it came through."""
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    """``ValueError: text (model.py, line 12)``: the last line of ``path`` it came through.
+
+    The text is made one line, for logs and command lines; a traceback keeps its shape.
+    """
+    text = ": ".join(filter(None, (type(error).__name__, " ".join(str(error).split()))))
     line = line_of(error, path)
     return f"{text} ({path.name}, line {line})" if line else text
 

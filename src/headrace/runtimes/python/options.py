@@ -50,8 +50,8 @@ class PythonOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     one batch and not the machine."""
 
 
-def parse_options(options: Mapping[str, Any]) -> PythonOptions:
-    """Checks ``Artifact.options``.
+def parse_options(options: Mapping[str, Any], *, model: str) -> PythonOptions:
+    """Checks ``Artifact.options`` of ``model``.
 
     Raises:
         ModelLoadError: an unknown option, or a value out of its bounds.
@@ -61,6 +61,6 @@ def parse_options(options: Mapping[str, Any]) -> PythonOptions:
     except msgspec.ValidationError as error:
         known = ", ".join(PythonOptions.__struct_fields__)
         raise ModelLoadError(
-            f"runtime_options of a Python model: {error}",
-            hint=f"the options are: {known}",
+            f"runtime_options of {model!r}: {error}",
+            hint=f"the options of a Python model are: {known}",
         ) from error

@@ -74,7 +74,10 @@ class ModelFile:
                 hint="runtime_options.entry names a class, a function, or an object with predict",
             )
         options = self._options
-        signature = read_signature(function, inputs=options.inputs, outputs=options.outputs)
+        try:
+            signature = read_signature(function, inputs=options.inputs, outputs=options.outputs)
+        except ModelLoadError as error:
+            raise ModelLoadError(f"{self.path}: {error.message}", hint=error.hint) from None
         load = getattr(target, "load", None)
         if function is not target and callable(load) and (is_new or not self._shared_is_loaded):
             self._run(load, f"{type(target).__name__}.load()")

@@ -34,7 +34,7 @@ class PythonRuntime:
             ModelLoadError: an option is wrong, the file is broken, ``load`` raised or took
                 too long, or the signature is not clear.
         """
-        options = parse_options(artifact.options)
+        options = parse_options(artifact.options, model=artifact.name)
         if options.isolation == "thread":
             return ThreadModel(artifact, options, concurrency=config.concurrency)
         if not (hasattr(os, "pidfd_open") and hasattr(os, "memfd_create")):
@@ -77,8 +77,10 @@ class ThreadModel:
         """See :meth:`headrace.runtimes.base.LoadedModel.execute`."""
         predictor = self._idle.get()
         try:
-            # Copies: what was returned may be a buffer that the model uses again.
-            return [array.copy(order="C") for array in predictor(inputs)]
+            # Copies, as a child process has them: the model may change and keep what it is
+            # given, and may use a buffer that it returned again.
+            own = [None if array is None else array.copy() for array in inputs]
+            return [array.copy(order="C") for array in predictor(own)]
         except InferenceFailed as error:
             if error.__cause__ is not None:
                 _log.error("model %s: %s", self._model, error, exc_info=error.__cause__)

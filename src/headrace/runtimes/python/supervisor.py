@@ -148,7 +148,8 @@ class Supervisor:
         finally:
             self.pool.close()
             if not self._loaded.done():
-                self._loaded.set_exception(ModelLoadError("the supervisor of the model failed"))
+                message = f"the supervisor of {self._spec.model!r} failed"
+                self._loaded.set_exception(ModelLoadError(message, hint="see the log"))
 
     def _attend(self, now_s: float) -> None:
         """Does what is due, and tells the pool when the next start is."""
@@ -183,7 +184,8 @@ class Supervisor:
         try:
             child = Child(self._spec)
         except (OSError, InferenceFailed) as error:
-            self._start_failed(ModelLoadError(f"a child process cannot start: {error}"))
+            message = f"a child process for {self._spec.model!r} cannot start: {error}"
+            self._start_failed(ModelLoadError(message))
             self._pause(place, 0.0)
             return
         place.child, place.log = child, ChildLog(child.log, self._spec.model)
