@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headrace.cli.convert import export_sklearn
     from headrace.config import Config, ModelConfig, ServerConfig
     from headrace.errors import (
         CapacityError,
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     )
     from headrace.loading import load_config
     from headrace.repository.pull import pull
-    from headrace.repository.sklearn_export import export_sklearn
     from headrace.types import (
         InferenceRequest,
         InferenceResponse,
@@ -65,7 +65,7 @@ _HOME = {
     "ServerConfig": "config",
     "Tensor": "types",
     "TensorSpec": "types",
-    "export_sklearn": "repository.sklearn_export",
+    "export_sklearn": "cli.convert",
     "load_config": "loading",
     "pull": "repository.pull",
 }
