@@ -2,88 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
-from headrace.errors import ConfigError
+from headrace.errors import InferenceFailed, ModelLoadError
 from headrace.runtimes.base import Artifact, InstanceConfig, ShapePolicy
+from headrace.runtimes.options import read_options
 from headrace.types import DTYPE_OF, DYNAMIC, TensorSpec
 
-_DEFAULT_INPUTS = [{"name": "x", "datatype": "FP32", "shape": [DYNAMIC, 16]}]
-_DEFAULT_OUTPUTS = [{"name": "y", "datatype": "FP32", "shape": [DYNAMIC, 2]}]
+
+class NullTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One declared input or output; -1 is a free dimension."""
+
+    name: Annotated[str, Meta(min_length=1)]
+    datatype: Literal[
+        "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
+        "FP16", "BF16", "FP32", "FP64", "BYTES",
+    ]  # fmt: skip
+    shape: tuple[Annotated[int, Meta(ge=DYNAMIC)], ...]
+    optional: bool = False
+
+    def spec(self) -> TensorSpec:
+        """As the rest of headrace says it."""
+        return TensorSpec(self.name, self.datatype, self.shape, self.optional)
+
+
+class NullOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``runtime_options``: the signature. The default is that of the benchmarks' tiny MLP."""
+
+    inputs: Annotated[tuple[NullTensor, ...], Meta(min_length=1)] = (
+        NullTensor("x", "FP32", (DYNAMIC, 16)),
+    )
+    outputs: Annotated[tuple[NullTensor, ...], Meta(min_length=1)] = (
+        NullTensor("y", "FP32", (DYNAMIC, 2)),
+    )
 
 
 class NullRuntime:
-    """Options ``inputs`` and ``outputs``: lists of ``{name, datatype, shape}``.
-
-    Without them the signature is that of the benchmark's tiny MLP: ``x`` FP32 [-1,16] to
-    ``y`` FP32 [-1,2].
-    """
+    """Needs no file: the signature is in the options, see :class:`NullOptions`."""
 
     name = "null"
-    formats = ("null",)
+    formats: tuple[str, ...] = ("null",)
 
     def load(self, artifact: Artifact, config: InstanceConfig) -> NullModel:
         """Reads the signature from the options.
 
         Raises:
-            ConfigError: a declared tensor is not ``{name, datatype, shape}``.
+            ModelLoadError: a declared tensor is not ``{name, datatype, shape}``, or two
+                inputs or outputs share a name.
         """
-        options = artifact.options
-        return NullModel(
-            _specs(options.get("inputs", _DEFAULT_INPUTS), "inputs"),
-            _specs(options.get("outputs", _DEFAULT_OUTPUTS), "outputs"),
-            config.concurrency,
-        )
+        options = read_options(artifact, NullOptions, self.name)
+        for tensors in (options.inputs, options.outputs):
+            names = [tensor.name for tensor in tensors]
+            if len(set(names)) < len(names):
+                raise ModelLoadError(
+                    f"model '{artifact.name}' declares a name twice: {', '.join(names)}",
+                    hint="give every input, and every output, a name of its own",
+                    model=artifact.name,
+                )
+        return NullModel(artifact.name, options, config.concurrency)
 
 
 class NullModel:
-    """Zeros (and empty BYTES): as many rows as came in, 1 for every other open dimension."""
+    """Zeros (and empty BYTES). A :class:`headrace.runtimes.base.LoadedModel`.
 
-    def __init__(
-        self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], concurrency: int
-    ) -> None:
-        self.inputs = inputs
-        self.outputs = outputs
+    A free dimension of an output has the size of the same axis of the first input given, or
+    1 where that has no such axis.
+    """
+
+    def __init__(self, name: str, options: NullOptions, concurrency: int) -> None:
+        self.inputs = tuple(tensor.spec() for tensor in options.inputs)
+        self.outputs = tuple(tensor.spec() for tensor in options.outputs)
         self.concurrency = concurrency
         self.shape_policy = ShapePolicy()
+        self._name = name
 
     def execute(self, inputs: Sequence[np.ndarray | None]) -> Sequence[np.ndarray]:
-        """Does nothing, quickly."""
-        rows = next((len(array) for array in inputs if array is not None and array.ndim), 1)
-        answers = []
-        for spec in self.outputs:
-            shape = tuple(
-                (rows if axis == 0 else 1) if size == DYNAMIC else size
-                for axis, size in enumerate(spec.shape)
-            )
-            if spec.datatype == "BYTES":
-                answers.append(np.full(shape, b"", dtype=object))
-            else:
-                answers.append(np.zeros(shape, DTYPE_OF[spec.datatype]))
-        return answers
+        """Checks the shapes, as every runtime does, and makes the zeros."""
+        sizes: tuple[int, ...] = ()
+        for spec, array in zip(self.inputs, inputs, strict=True):
+            if array is None:
+                if not spec.optional:
+                    raise InferenceFailed(f"input '{spec.name}' of '{self._name}' is missing")
+                continue
+            if not _fits(array.shape, spec.shape):
+                raise InferenceFailed(
+                    f"input '{spec.name}' of '{self._name}' has shape {list(array.shape)}, "
+                    f"expected {list(spec.shape)}",
+                    input=spec.name,
+                )
+            sizes = sizes or array.shape
+        return [_zeros(spec, sizes) for spec in self.outputs]
 
     def unload(self) -> None:
         """There is nothing to give back."""
 
 
-def _specs(declared: Sequence[Mapping[str, Any]], what: str) -> tuple[TensorSpec, ...]:
-    try:
-        specs = tuple(
-            TensorSpec(str(d["name"]), str(d["datatype"]), tuple(int(s) for s in d["shape"]))
-            for d in declared
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"runtime_options.{what} must be a list of tables with name, datatype and shape: "
-            f"{error!r}"
-        ) from error
-    for spec in specs:
-        if spec.datatype not in DTYPE_OF:
-            raise ConfigError(
-                f"runtime_options.{what}: unknown datatype '{spec.datatype}'",
-                hint=f"the datatypes are {', '.join(DTYPE_OF)}",
-            )
-    return specs
+def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    if len(shape) != len(expected):
+        return False
+    return all(want in (got, DYNAMIC) for got, want in zip(shape, expected, strict=True))
+
+
+def _zeros(spec: TensorSpec, sizes: tuple[int, ...]) -> np.ndarray:
+    shape = [
+        size if size != DYNAMIC else sizes[axis] if axis < len(sizes) else 1
+        for axis, size in enumerate(spec.shape)
+    ]
+    if spec.datatype == "BYTES":
+        return np.full(shape, b"", dtype=object)
+    return np.zeros(shape, DTYPE_OF[spec.datatype])

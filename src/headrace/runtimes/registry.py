@@ -1,14 +1,18 @@
 """Names of runtimes, and which of them can run what. Imports nothing heavy.
 
 Other packages add runtimes through the entry point group ``headrace.runtimes``: the name is
-what ``runtime = "..."`` says, the object a class like :class:`headrace.runtimes.base.Runtime`.
+what ``runtime = "..."`` says, the object a class like :class:`headrace.runtimes.base.Runtime`
+that passes :class:`headrace.testing.RuntimeKit`. Its module is imported to learn its formats,
+so it should import the library behind it only in ``load``. A name of our own cannot be taken.
 """
 
 from __future__ import annotations
 
-from functools import cache
+import logging
+from collections.abc import Mapping
 from importlib import import_module, metadata
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import cast
 
 import msgspec
@@ -18,36 +22,49 @@ from headrace.runtimes.base import Runtime
 
 ENTRY_POINTS = "headrace.runtimes"
 
+_LOG = logging.getLogger(__name__)
+
 
 class _Known(msgspec.Struct, frozen=True):
-    """``module`` is what must be importable, from ``package``, for the runtime to work."""
+    """``module`` must be importable for the runtime to work; one of ``packages`` brings it."""
 
     target: str
     formats: tuple[str, ...]
     module: str = ""
-    package: str = ""
+    packages: tuple[str, ...] = ()
     extra: str = ""
 
 
-_KNOWN = {
-    # The first that can run a format is the reference that others are compared with.
-    "onnxruntime": _Known(
-        "headrace.runtimes.onnx:OnnxRuntime", ("onnx",), "onnxruntime", "onnxruntime"
-    ),
-    "openvino": _Known(
-        "headrace.runtimes.openvino:OpenVinoRuntime",
-        ("onnx", "openvino"),
-        "openvino",
-        "openvino",
-        "openvino",
-    ),
-    "python": _Known("headrace.runtimes.python:PythonRuntime", ("python",)),
-    "null": _Known("headrace.runtimes.null:NullRuntime", ("null",)),
-}
+_KNOWN: Mapping[str, _Known] = MappingProxyType(
+    {
+        # The first that can run a format is the reference that others are compared with.
+        "onnxruntime": _Known(
+            "headrace.runtimes.onnx:OnnxRuntime",
+            ("onnx",),
+            module="onnxruntime",
+            packages=("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
+            extra="all",
+        ),
+        "openvino": _Known(
+            "headrace.runtimes.openvino:OpenVinoRuntime",
+            ("onnx", "openvino"),
+            module="openvino",
+            packages=("openvino",),
+            extra="openvino",
+        ),
+        "python": _Known("headrace.runtimes.python:PythonRuntime", ("python",)),
+        "null": _Known("headrace.runtimes.null:NullRuntime", ("null",)),
+    }
+)
 
 
 class RuntimeInfo(msgspec.Struct, frozen=True):
-    """One line of ``headrace doctor``. ``needs`` says how to get it; "" if it is there."""
+    """One line of ``headrace doctor``.
+
+    ``version`` is that of the library behind the runtime, "" where there is none. ``formats``
+    is empty for other packages' runtimes, which are not imported to ask. ``needs`` says how
+    to get the runtime; "" if it is there.
+    """
 
     name: str
     installed: bool
@@ -60,26 +77,27 @@ def create(name: str) -> Runtime:
     """The runtime of this name.
 
     Raises:
-        ConfigError: there is none; the known names are listed.
+        ConfigError: there is none, and the known names are listed; or another package's
+            cannot be imported.
         MissingExtra: the library behind it is not installed.
     """
     known = _KNOWN.get(name)
     if known is not None:
         if not installed(name):
             raise MissingExtra(
-                f"the runtime '{name}'", extra=known.extra or "all", package=known.package
+                f"the runtime '{name}'", extra=known.extra, package=known.packages[0]
             )
         module, _, attribute = known.target.partition(":")
         return cast("Runtime", getattr(import_module(module), attribute)())
-    plugin = _plugins().get(name)
-    if plugin is None:
+    plugins = _plugins()
+    if name not in plugins:
         raise ConfigError(
             f"there is no runtime '{name}'",
-            hint=f"the runtimes are auto, {', '.join([*_KNOWN, *_plugins()])}",
+            hint=f"the runtimes are auto, {', '.join([*_KNOWN, *plugins])}",
             field="runtime",
             got=name,
         )
-    return cast("Runtime", plugin.load()())
+    return _create_plugin(plugins[name])
 
 
 def installed(name: str) -> bool:
@@ -91,13 +109,22 @@ def installed(name: str) -> bool:
 
 
 def candidates(model_format: str) -> tuple[str, ...]:
-    """The installed runtimes that can run a format, the reference first."""
+    """The installed runtimes that can run a format, the reference first.
+
+    Another package's runtime that cannot be imported is left out, and logged.
+    """
     ours = [
         name for name, known in _KNOWN.items() if model_format in known.formats and installed(name)
     ]
-    theirs = [
-        name for name, plugin in _plugins().items() if model_format in plugin.load()().formats
-    ]
+    theirs = []
+    for name, plugin in _plugins().items():
+        try:
+            formats = _create_plugin(plugin).formats
+        except ConfigError as error:
+            _LOG.warning("%s", error)
+        else:
+            if model_format in formats:
+                theirs.append(name)
     return (*ours, *theirs)
 
 
@@ -106,23 +133,37 @@ def explain() -> list[RuntimeInfo]:
     infos = []
     for name, known in _KNOWN.items():
         there = installed(name)
-        needs = "" if there else f"pip install 'headrace[{known.extra or 'all'}]'"
-        infos.append(RuntimeInfo(name, there, _version(known.package), known.formats, needs))
+        needs = "" if there else f"pip install 'headrace[{known.extra}]'"
+        infos.append(RuntimeInfo(name, there, _version(known.packages), known.formats, needs))
     for name, plugin in _plugins().items():
         version = plugin.dist.version if plugin.dist else ""
         infos.append(RuntimeInfo(name, installed=True, version=version, formats=()))
     return infos
 
 
-@cache
 def _plugins() -> dict[str, metadata.EntryPoint]:
-    return {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)}
+    points = metadata.entry_points(group=ENTRY_POINTS)
+    return {point.name: point for point in points if point.name not in _KNOWN}
 
 
-def _version(package: str) -> str:
-    if not package:
-        return ""
+def _create_plugin(plugin: metadata.EntryPoint) -> Runtime:
     try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
+        runtime = plugin.load()()
+        _ = runtime.name, runtime.formats, runtime.load
+    except Exception as error:
+        package = plugin.dist.name if plugin.dist else plugin.value
+        raise ConfigError(
+            f"the runtime '{plugin.name}' of the package {package} cannot be used: {error!r}",
+            hint=f"repair or uninstall {package}",
+            field="runtime",
+        ) from error
+    return cast("Runtime", runtime)
+
+
+def _version(packages: tuple[str, ...]) -> str:
+    for package in packages:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return ""

@@ -1,0 +1,319 @@
+"""OpenVINO: one compiled model, a pool of infer requests. Runs ONNX and OpenVINO's own IR."""
+
+from __future__ import annotations
+
+import queue
+import re
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from headrace.errors import InferenceFailed, MissingExtra, ModelLoadError
+from headrace.runtimes.base import Artifact, InstanceConfig, ShapePolicy
+from headrace.runtimes.options import read_options
+from headrace.types import DTYPE_OF, DYNAMIC, TensorSpec
+
+_DATATYPES = {
+    "boolean": "BOOL",
+    "u8": "UINT8",
+    "u16": "UINT16",
+    "u32": "UINT32",
+    "i8": "INT8",
+    "i16": "INT16",
+    "i32": "INT32",
+    "i64": "INT64",
+    "f16": "FP16",
+    "bf16": "BF16",
+    "f32": "FP32",
+}
+_REFUSED = {
+    "f64": "the CPU plugin computes FP64 as FP32",
+    "u64": "the CPU plugin computes UINT64 as INT32",
+    "string": "string tensors need OpenVINO's tokenizers extension",
+}
+"""Refused when the model is loaded: a wrong answer is worse than none (OpenVINO 2026.4)."""
+
+_INT32 = np.iinfo(np.int32)
+
+SHAPES_KEPT = 64
+"""Kernels kept, per operation, for shapes met before; OpenVINO's own limit of 5,000 is none.
+
+A 6-layer encoder of width 64 (113 MB once loaded), batches of 1-32 x 4-259 tokens, 6,000
+executions of 4,259 shapes: 2,014 MB and growing with the default, 376 MB and flat with 64.
+An encoder of MiniLM's size on 249 shapes: the same CPU time with 64 as with the default
+(8.9 s), so what is recompiled does not show.
+"""
+
+SHAPE_POLICY = ShapePolicy(row_multiple=1, length_multiple=16)
+"""With :data:`SHAPES_KEPT`, 1,800 executions of the encoder above (CPU s, MB above its size
+once loaded): lengths to 16, 31.3 and 121; lengths to 16 and rows to 4, 37.5 and 93. Rounding
+rows up costs more work than the shapes it saves."""
+
+
+class OpenVinoOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``runtime_options`` of a model that OpenVINO runs."""
+
+    device: str = "CPU"
+    properties: dict[str, str | int | float | bool] = {}
+    """Any OpenVINO property (``CACHE_DIR``, ``INFERENCE_PRECISION_HINT`` ...); wins over what
+    headrace would set."""
+
+
+class OpenVinoRuntime:
+    """Runs ``.onnx`` and ``.xml`` + ``.bin``. See :class:`OpenVinoOptions`.
+
+    Computes in FP32 unless ``properties`` say otherwise, so that answers are the original's.
+    INT64 is computed as INT32 by OpenVINO's CPU plugin; inputs beyond it are refused, what
+    overflows inside the model is not seen.
+    """
+
+    name = "openvino"
+    formats: tuple[str, ...] = ("onnx", "openvino")
+
+    def load(self, artifact: Artifact, config: InstanceConfig) -> OpenVinoModel:
+        """Reads and compiles. Reserves ``threads x concurrency`` threads.
+
+        Raises:
+            ModelLoadError: OpenVINO does not take the file, has no operator for part of it,
+                or would not compute one of its datatypes exactly.
+            MissingExtra: openvino is not installed.
+        """
+        options = read_options(artifact, OpenVinoOptions, self.name)
+        library = _library()
+        try:
+            model = library.read(artifact)
+            compiled = library.compile(model, options, config)
+        except ModelLoadError:
+            raise
+        except Exception as error:
+            raise _load_error(artifact, error) from error
+        return OpenVinoModel(library, compiled, artifact.name, config.concurrency)
+
+
+class OpenVinoModel:
+    """A compiled model. A :class:`headrace.runtimes.base.LoadedModel`."""
+
+    def __init__(self, library: _Library, compiled: Any, name: str, concurrency: int) -> None:
+        self.inputs = tuple(_spec(port, name, i, "input") for i, port in enumerate(compiled.inputs))
+        self.outputs = tuple(
+            _spec(port, name, i, "output") for i, port in enumerate(compiled.outputs)
+        )
+        if not self.outputs:
+            raise ModelLoadError(
+                f"model '{name}' has no outputs",
+                hint="the file is empty or cut short: fetch it again",
+                model=name,
+            )
+        self.concurrency = concurrency
+        self.shape_policy = SHAPE_POLICY
+        self._name = name
+        self._wrap = library.tensor
+        self._bfloat16 = library.bfloat16
+        self._special = [i for i, spec in enumerate(self.inputs) if spec.datatype == "INT64"]
+        self._bits_in = {i for i, spec in enumerate(self.inputs) if spec.datatype == "BF16"}
+        self._bits_out = [i for i, spec in enumerate(self.outputs) if spec.datatype == "BF16"]
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(concurrency):
+            request = compiled.create_infer_request()
+            self._idle.put(request)
+        self._stateful = bool(request.query_state())
+
+    def execute(self, inputs: Sequence[np.ndarray | None]) -> Sequence[np.ndarray]:
+        """One ``infer`` of an idle request. See :class:`headrace.runtimes.base.LoadedModel`."""
+        request = self._idle.get()
+        try:
+            return self._infer(request, inputs)
+        except InferenceFailed:
+            raise
+        except Exception as error:
+            raise InferenceFailed(
+                f"model '{self._name}' failed: {_useful(error)}", model=self._name
+            ) from error
+        finally:
+            self._idle.put(request)
+
+    def unload(self) -> None:
+        """Drops the infer requests and with them the compiled model."""
+        while not self._idle.empty():
+            self._idle.get()
+
+    def _infer(self, request: Any, inputs: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+        # Set one by one, because infer(inputs) converts a wrong datatype in silence, keeps the
+        # tensor of an earlier call where one is missing, and costs twice the CPU time.
+        for index, (spec, array) in enumerate(zip(self.inputs, inputs, strict=True)):
+            if array is None:
+                raise InferenceFailed(f"input '{spec.name}' of '{self._name}' is missing")
+            request.set_input_tensor(index, self._tensor(index, array))
+        for index in self._special:
+            _check_int32(inputs[index], self.inputs[index].name)
+        if self._stateful:
+            request.reset_state()  # a pooled request must not remember another caller
+        results = list(request.infer().values())  # copies, which the caller owns
+        for index in self._bits_out:
+            results[index] = results[index].view(np.uint16)  # shown as float16
+        return results
+
+    def _tensor(self, index: int, array: np.ndarray) -> Any:
+        if index in self._bits_in:
+            array = np.require(array, requirements=("C", "W"))
+            return self._wrap(array, array.shape, self._bfloat16)
+        # Memory can be shared only if it is contiguous and writeable; else it is copied.
+        return self._wrap(array, shared_memory=array.flags.carray)
+
+
+class _Library:
+    """What is needed of the module ``openvino``, made once for the process."""
+
+    def __init__(self) -> None:
+        import openvino
+        from openvino.frontend import FrontEndManager
+
+        self.tensor = openvino.Tensor
+        self.bfloat16 = openvino.Type.bf16
+        self._core = openvino.Core()
+        # Kept, because a model's operators may live in the front-end's library.
+        self._frontends = FrontEndManager()
+        _prime(openvino)
+
+    def read(self, artifact: Artifact) -> Any:
+        """By the one front-end of the format: ``Core.read_model`` offers a file that one does
+        not know to all the others, which print to stderr and may take it for something else.
+        """
+        path = str(artifact.path)
+        if artifact.format == "onnx":
+            frontend = self._frontends.load_by_framework("onnx")
+            return frontend.convert(frontend.load(path))
+        if not self._frontends.load_by_framework("ir").supported(path):
+            raise ModelLoadError(
+                f"{artifact.path.name} of model '{artifact.name}' is not OpenVINO IR: expected "
+                "an XML file that starts with <net>",
+                hint=_fetch_again(artifact.path),
+                model=artifact.name,
+            )
+        return self._core.read_model(path)
+
+    def compile(self, model: Any, options: OpenVinoOptions, config: InstanceConfig) -> Any:
+        """Compiles for the options' device, within the threads of ``config``."""
+        properties: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY" if config.concurrency == 1 else "THROUGHPUT",
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        if options.device == "CPU":
+            properties |= {
+                "NUM_STREAMS": config.concurrency,
+                "INFERENCE_NUM_THREADS": config.threads * config.concurrency,
+                # Every process and every model would pin its threads to the same first cores.
+                "ENABLE_CPU_PINNING": False,
+                # Otherwise the scale of a quantised activation depends on its neighbours in
+                # the batch, and so would the answer.
+                "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+                "CPU_RUNTIME_CACHE_CAPACITY": SHAPES_KEPT,
+            }
+        properties |= options.properties
+        return self._core.compile_model(model, options.device, properties)
+
+
+_lock = threading.Lock()
+_loaded: list[_Library] = []
+
+
+def _library() -> _Library:
+    with _lock:
+        if not _loaded:
+            try:
+                _loaded.append(_Library())
+            except ImportError as error:
+                raise MissingExtra("OpenVINO", extra="openvino", package="openvino") from error
+        return _loaded[0]
+
+
+def _prime(openvino: Any) -> None:
+    """Makes OpenVINO's tables of datatypes, from one thread.
+
+    They are made when they are first used, and giving up the interpreter lock while making
+    them lets a second thread in that then waits for the first, with the lock: 9 of 100
+    processes whose first executions came from two threads hung for ever (OpenVINO 2026.4).
+    """
+    for dtype in {*DTYPE_OF.values()} - {np.dtype(object)}:
+        tensor = openvino.Tensor(np.zeros(1, dtype), shared_memory=True)
+        tensor.element_type.to_dtype()
+        _ = tensor.data
+
+
+def _spec(port: Any, model: str, index: int, role: str) -> TensorSpec:
+    name = port.get_any_name() if port.get_names() else f"{role}_{index}"
+    kind = port.element_type.get_type_name()
+    datatype = _DATATYPES.get(kind)
+    if datatype is None:
+        why = _REFUSED.get(kind, "no protocol can carry that datatype")
+        raise ModelLoadError(
+            f"OpenVINO cannot serve {role} '{name}' ({kind}) of model '{model}': {why}",
+            hint='set runtime = "onnxruntime", or convert the model to FP32 or INT32',
+            model=model,
+        )
+    shape = port.get_partial_shape()
+    if shape.rank.is_dynamic:
+        if role == "input":
+            raise ModelLoadError(
+                f"input '{name}' of model '{model}' does not say how many dimensions it has",
+                hint="export the model with a shape for every input; -1 for free dimensions",
+                model=model,
+            )
+        return TensorSpec(name, datatype, (DYNAMIC,))
+    sizes = tuple(DYNAMIC if size.is_dynamic else size.get_length() for size in shape)
+    return TensorSpec(name, datatype, sizes)
+
+
+def _check_int32(array: np.ndarray | None, name: str) -> None:
+    if array is None or not array.size:
+        return
+    low, high = int(array.min()), int(array.max())
+    if low < _INT32.min or high > _INT32.max:
+        raise InferenceFailed(
+            f"input '{name}' holds {low if low < _INT32.min else high}: OpenVINO computes INT64 "
+            "as INT32",
+            hint='set runtime = "onnxruntime" for this model',
+            input=name,
+        )
+
+
+_NOISE = re.compile(r"^(?:Exception from \S+|Check '.*' failed at \S+|FrontEnd API failed .*):$")
+
+
+def _useful(error: Exception) -> str:
+    """OpenVINO's message in one line, without its source locations."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = " ".join(line for line in lines if line and not _NOISE.match(line))
+    return told.removeprefix("ParameterMismatch: ") or type(error).__name__
+
+
+def _load_error(artifact: Artifact, error: Exception) -> ModelLoadError:
+    text = _useful(error)
+    path = artifact.path
+    if not path.is_file():
+        text, hint = "there is no such file", "check the path"
+    elif "No conversion rule" in text or "Unsupported data type" in text:
+        hint = 'OpenVINO cannot run this model: set runtime = "onnxruntime"'
+    elif "outside the base directory" in text:
+        hint = "keep external weights inside the model's own folder"
+    elif "externally stored data" in text:
+        hint = "this file holds only the graph: put the weight file that it names beside it"
+    elif "bin file" in text:
+        hint = f"put the whole {path.with_suffix('.bin').name} beside it"
+    else:
+        hint = _fetch_again(path)
+    return ModelLoadError(
+        f"OpenVINO cannot load {path.name} of model '{artifact.name}': {text}",
+        hint=hint,
+        model=artifact.name,
+        path=str(path),
+    )
+
+
+def _fetch_again(path: Path) -> str:
+    size = path.stat().st_size if path.is_file() else 0
+    return f"the file ({size:,} bytes) is another format or is cut short: fetch it again"
