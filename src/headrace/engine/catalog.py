@@ -106,8 +106,9 @@ class Catalog:
                 version=version,
             )
         status = next((s for s in statuses if s.version == version), statuses[-1])
+        number = f" version {status.version}" if status.version else ""
         raise ModelNotReady(
-            f"Request for unknown model: '{name}' version {status.version} is not ready: "
+            f"Request for unknown model: '{name}'{number} is not ready: "
             f"{status.state}{', ' + status.reason if status.reason else ''}",
             model=name,
             version=status.version,

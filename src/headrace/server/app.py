@@ -101,6 +101,7 @@ class Application:
         catalog = self.engine.catalog
         for problem in found.problems:
             catalog.set_status(problem.name, problem.version, "UNAVAILABLE", problem.reason)
+            _LOG.error("model %s is left out: %s", problem.name, problem.reason)
         errors = await self.manager.load_all(found.models)
         if len(errors) == len(found.models):
             raise errors[0] if errors else ModelLoadError(_nothing_found(found))
