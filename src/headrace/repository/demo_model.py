@@ -9,7 +9,7 @@ them is the zero vector.
 The tokeniser is part of the graph, so the served model takes texts::
 
     text [-1] BYTES -> lower case -> words and word beginnings -> idf weights
-                    -> two projections, each of unit length -> embedding [-1, 128] FP32
+                    -> two projections, each of unit length -> embedding [-1, 256] FP32
 
 Training runs the very operators that will be served, so both see the same features.
 """
@@ -27,7 +27,7 @@ from headrace.repository.onnx_writer import Node, write_model
 from headrace.repository.trial import Execute
 from headrace.types import TensorSpec
 
-DIMENSIONS = 128
+DIMENSIONS = 256
 """Of the embedding: one for each topic, the rest for the words themselves."""
 
 _WORD, _STEM = "[a-z0-9]+", r"\b[a-z]{4,5}"
@@ -61,7 +61,7 @@ class DemoModel(msgspec.Struct, frozen=True):
 def train_fallback_text_model(out: Path, *, execute: Execute) -> DemoModel:
     """Trains on the demo's own sentences and writes ``out/1/model.onnx``.
 
-    The model takes ``text`` (BYTES [-1]) and gives ``embedding`` (FP32 [-1, 128], rows of
+    The model takes ``text`` (BYTES [-1]) and gives ``embedding`` (FP32 [-1, 256], rows of
     unit length), so the cosine of two texts is a dot product.
 
     Args:

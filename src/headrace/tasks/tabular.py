@@ -26,7 +26,7 @@ import numpy as np
 
 from headrace.errors import ConfigError, InferenceFailed, InvalidRequest
 from headrace.tasks.base import Item, Padding, Prepared
-from headrace.tasks.columns import Column, Datatype, array_from_values, check_array, check_columns
+from headrace.tasks.columns import Column, Datatype, array_from_values, check_columns
 from headrace.tasks.tabular_layout import Layout
 from headrace.tasks.tabular_outputs import TabularOutputs
 from headrace.types import InferenceRequest, Tensor, TensorSpec
@@ -98,7 +98,6 @@ class Tabular:
                     hint="every column has one value for each row",
                     column=column.name,
                 )
-            check_array(column, values)
         if rows == 0:
             raise InvalidRequest("the request has no rows; expected at least one")
         return Prepared([Item(self._layout.arrays(data), rows)])

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from headrace.errors import InvalidRequest, ModelLoadError
-from headrace.tasks.columns import Column
+from headrace.tasks.columns import Column, check_array
 from headrace.types import DTYPE_OF, TensorSpec
 
 _ACCEPTS: dict[str, tuple[str, ...]] = {
@@ -46,7 +46,8 @@ class Layout:
         """Columns of [rows] each -> one array for each model input, first axis = rows.
 
         Raises:
-            InvalidRequest: a number does not fit the model's datatype.
+            InvalidRequest: NaN where it means nothing, infinity, or a number that does not
+                fit the model's datatype.
         """
         return tuple(_join(spec, group, data) for spec, group in self._groups)
 
@@ -58,12 +59,26 @@ def _join(spec: TensorSpec, group: Sequence[Column], data: Mapping[str, np.ndarr
     with np.errstate(over="ignore"):  # what overflows becomes infinite and is reported below
         for index, column in enumerate(group):
             out[:, index] = data[column.name]
-    if dtype.kind == "f" and np.isinf(out).any():
-        row, index = (int(axis[0]) for axis in np.nonzero(np.isinf(out)))
-        raise _out_of_range(spec, group[index], row, data[group[index].name][row])
+    # One look at the whole, a closer one only where something is missing or infinite.
+    if dtype.kind == "f" and not np.isfinite(out).all():
+        _check_nonfinite(spec, group, data, out)
     if dtype == np.int32:
         _check_int32(spec, group, data)
     return out.reshape(rows) if len(spec.shape) == 1 else out
+
+
+def _check_nonfinite(
+    spec: TensorSpec,
+    group: Sequence[Column],
+    data: Mapping[str, np.ndarray],
+    joined: np.ndarray,
+) -> None:
+    for column in group:
+        check_array(column, data[column.name])
+    overflown = np.isinf(joined)
+    if overflown.any():
+        row, index = (int(axis[0]) for axis in np.nonzero(overflown))
+        raise _out_of_range(spec, group[index], row, data[group[index].name][row])
 
 
 def _check_int32(spec: TensorSpec, group: Sequence[Column], data: Mapping[str, np.ndarray]) -> None:
