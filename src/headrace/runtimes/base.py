@@ -58,7 +58,9 @@ class LoadedModel(Protocol):
     """A model in memory.
 
     ``inputs`` and ``outputs`` are the model's own signature in its own order;
-    ``concurrency`` is how many threads may be inside ``execute`` at one time.
+    ``concurrency`` is how many threads may be inside ``execute`` at one time. A model whose
+    ``execute`` may wait for something other than the processor (a child process) says so with
+    an attribute ``may_run_inline = False``: it is then never run on the event loop.
     """
 
     inputs: tuple[TensorSpec, ...]

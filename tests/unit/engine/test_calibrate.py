@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from headrace.engine import calibrate as module
@@ -71,6 +72,24 @@ def test_only_batches_below_the_hop_run_inline(price):
 
     assert profile.inline_rows == 4
     assert profile.max_rows > 4
+
+
+def test_a_model_that_may_wait_never_runs_on_the_event_loop(price):
+    price(by_rows(5_000, 100))
+    model = ScriptedModel()
+    model.may_run_inline = False
+    profile = calibrate(model, None, hop_ns=HOP_NS, budget_ns=PLENTY_NS)
+
+    assert (profile.inline_rows, profile.max_rows) == (0, ROWS_MAX)
+
+
+def test_texts_are_compared_too(price):
+    price(by_rows(1_000, 1))
+    model = ScriptedModel()
+    model.outputs = (TensorSpec("label", "BYTES", (-1,)),)
+    model.compute = lambda x: [np.array([str(row).encode() for row in x], dtype=object)]
+
+    assert calibrate(model, None, hop_ns=HOP_NS, budget_ns=PLENTY_NS).batchable
 
 
 def test_a_small_budget_is_kept(price):
