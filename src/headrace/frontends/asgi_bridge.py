@@ -47,6 +47,7 @@ class AsgiBridge:
         call = _Call(exchange)
         try:
             await self._app(self._scope(exchange), call.receive, call.send)
+            call.returned()
         except Exception as error:  # noqa: BLE001 - one request must not end the others
             if not isinstance(error, HeadraceError):
                 _LOG.exception("the application failed")
@@ -82,14 +83,15 @@ class _Call:
         self._code = 0
         self._fields: list[tuple[bytes, bytes]] = []
         self._begun = False
-        self._ended = False
+        self._ended = asyncio.Event()
 
     async def receive(self) -> Message:
         if not self._received:
             self._received = True
             return {"type": "http.request", "body": self._exchange.body, "more_body": False}
-        # There is nothing more to say until the client leaves, and then this task is cancelled.
-        await asyncio.get_running_loop().create_future()
+        # There is nothing more to say until the answer is out. If the client leaves before,
+        # this task is cancelled.
+        await self._ended.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
@@ -103,39 +105,43 @@ class _Call:
         if more:
             await self._exchange.connection.writable()
 
+    def returned(self) -> None:
+        """The application is done: so must the answer be."""
+        if not self._ended.is_set():
+            _LOG.error("the application returned without a whole answer")
+            self.fail(RuntimeError("no answer"))
+
     def fail(self, error: BaseException) -> None:
         """An error before the answer began is an answer; after it the answer is cut off."""
         if not self._begun:
             self._exchange.cancel = None
             self._exchange.respond_error(error)
-        elif not self._ended:
+        elif not self._ended.is_set():
             self._exchange.connection.abort()
 
     def _write(self, body: bytes, *, last: bool) -> None:
         exchange = self._exchange
+        to_head = exchange.head.method == b"HEAD"
         if not self._begun:
             self._begun = True
-            fields = [
-                (name, value)
-                for name, value in self._fields
-                if name.lower() not in (b"content-length", b"transfer-encoding", b"connection")
-            ]
-            length = _length(self._fields, len(body)) if last else None
-            if length is None:
-                exchange.chunked = not exchange.head.http_1_0
-                exchange.keep_alive = exchange.keep_alive and exchange.chunked
-            head = head_of(fields, length, chunked=exchange.chunked)
-            exchange.connection.begin(exchange, self._code, head)
+            self._begin(len(body) if last else None, to_head=to_head)
         if last:
-            self._ended = True
+            self._ended.set()
             exchange.cancel = None
-        is_head = exchange.head.method == b"HEAD"
-        exchange.connection.send(exchange, b"" if is_head else body, last=last)
+        exchange.connection.send(exchange, b"" if to_head else body, last=last)
 
-
-def _length(fields: list[tuple[bytes, bytes]], sent: int) -> int:
-    """What the answer to HEAD would have had; otherwise what is sent."""
-    for name, value in fields:
-        if name.lower() == b"content-length" and not sent:
-            return int(value)
-    return sent
+    def _begin(self, length: int | None, *, to_head: bool) -> None:
+        """``length`` None: not known, because the body comes in pieces."""
+        exchange = self._exchange
+        fields = []
+        for name, value in self._fields:
+            key = name.lower()
+            if key == b"content-length" and to_head:
+                length = int(value)  # of what GET would be answered
+            if key not in (b"content-length", b"transfer-encoding", b"connection"):
+                fields.append((name, value))
+        chunked = length is None and not exchange.head.http_1_0
+        exchange.chunked = chunked and not to_head
+        if length is None and not chunked:
+            exchange.keep_alive = False  # the end of the connection is the end of the body
+        exchange.connection.begin(exchange, self._code, head_of(fields, length, chunked=chunked))

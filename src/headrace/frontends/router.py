@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 from headrace.frontends import openai
 from headrace.frontends.asgi_bridge import AsgiBridge
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.openai import EmbeddingsRoute
 from headrace.frontends.v1_predict import PredictRoute
 from headrace.frontends.v2_infer import InferRoute
+
+_AUTHORITY = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 
 
 class Router:
@@ -54,9 +58,11 @@ class Router:
 
 
 def _origin_form(target: bytes) -> bytes:
-    """RFC 9112 section 3.2.2: a server must accept ``http://host/path`` too."""
-    _, scheme, rest = target.partition(b"://")
-    if not scheme:
-        return b"/" + target  # "*" and the like: nothing answers there
-    _, slash, path = rest.partition(b"/")
-    return slash + path or b"/"
+    """RFC 9112 section 3.2.2: a server must accept ``http://host/path?query`` too.
+
+    The authority ends at the first ``/``, ``?`` or ``#`` (RFC 3986 section 3.2).
+    """
+    absolute = _AUTHORITY.match(target)
+    rest = target if absolute is None else target[absolute.end() :]
+    # "*" and the like become paths where nothing answers.
+    return rest if rest.startswith(b"/") else b"/" + rest

@@ -91,7 +91,7 @@ class ManualLoop(asyncio.AbstractEventLoop):
 class FakeTransport(asyncio.Transport):
     """Remembers what was written. ``stall()`` makes the client stop reading."""
 
-    def __init__(self, loop: ManualLoop, *, tls: bool = False) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, tls: bool = False) -> None:
         super().__init__()
         self._loop = loop
         self._tls = tls
@@ -194,16 +194,16 @@ class Client:
             if self.transport.lost:
                 return
             self.connection.data_received(data[start : start + (step or len(data))])
-            self.bench.loop.run_ready()
+            self.bench.settle()
 
     def eof(self) -> None:
         if not self.connection.eof_received():
             self.transport.close()
-        self.bench.loop.run_ready()
+        self.bench.settle()
 
     def leave(self) -> None:
         self.transport.abort()
-        self.bench.loop.run_ready()
+        self.bench.settle()
 
     def answers(self, *, head: bool = False) -> list[Answer]:
         """Everything answered since the last call. ``head``: to HEAD, which has no bodies."""
@@ -258,13 +258,16 @@ def _unchunk(data: bytes) -> tuple[bytes, int]:
 
 @dataclass
 class Bench:
-    """A lane whose handler remembers exchanges; answers at once where ``reply`` is set."""
+    """A lane whose handler remembers exchanges; answers at once where ``reply`` is set.
+
+    ``loop``: a real one, for tests that wait.
+    """
 
     limits: dict[str, Any] = field(default_factory=dict)
     reply: Callable[[Exchange], None] | None = None
+    loop: Any = field(default_factory=ManualLoop)
 
     def __post_init__(self) -> None:
-        self.loop = ManualLoop()
         self.counters = HttpCounters()
         self.exchanges: list[Exchange] = []
         self.lane = Lane(
@@ -276,12 +279,16 @@ class Bench:
         if self.reply is not None:
             self.reply(exchange)
 
+    def settle(self) -> None:
+        if isinstance(self.loop, ManualLoop):
+            self.loop.run_ready()
+
     def connect(self, *, tls: bool = False) -> Client:
         transport = FakeTransport(self.loop, tls=tls)
         connection = Connection(self.lane)
         transport.set_protocol(connection)
         connection.connection_made(transport)
-        self.loop.run_ready()
+        self.settle()
         return Client(self, transport, connection)
 
     def bodies(self) -> list[bytes]:

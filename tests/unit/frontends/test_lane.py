@@ -7,10 +7,7 @@ import json
 
 import pytest
 
-from headrace.config import HttpLimits
 from headrace.frontends.exchange import Exchange
-from headrace.frontends.lane import Lane
-from headrace.telemetry.snapshot import HttpCounters
 from tests.unit.frontends.lane_bench import HOST, Bench, Client, chunked, echo, post
 
 TIMEOUTS = {
@@ -382,85 +379,73 @@ def test_the_memory_for_heads_is_bounded(bench: Bench) -> None:
 # -- the end --------------------------------------------------------------------------------
 
 
-class Draining:
-    """A lane on a real loop, because draining waits."""
-
-    def __init__(self) -> None:
-        self.bench = Bench(TIMEOUTS)
-        self.lane = Lane(self.bench._handle, limits=HttpLimits(**TIMEOUTS), counters=HttpCounters())
-        self.bench.lane = self.lane
-        self.bench.loop.call_soon = (  # type: ignore[method-assign] - connection_lost comes later
-            asyncio.get_running_loop().call_soon
-        )
-
-    def begin(self) -> asyncio.Task[bool]:
-        return asyncio.ensure_future(self.lane.drain(30))
+@pytest.fixture
+async def draining():
+    """On a real loop, because draining waits."""
+    bench = Bench(TIMEOUTS, loop=asyncio.get_running_loop())
+    yield bench
+    bench.lane.abort()
 
 
-async def test_draining_closes_what_is_idle_at_once() -> None:
-    draining = Draining()
-    client = draining.bench.connect()
-    draining.bench.connect()
-    assert await draining.begin()
+def begin(bench: Bench) -> asyncio.Task[bool]:
+    return asyncio.ensure_future(bench.lane.drain(30))
+
+
+async def test_draining_closes_what_is_idle_at_once(draining: Bench) -> None:
+    client = draining.connect()
+    draining.connect()
+    assert await begin(draining)
     assert client.transport.lost
     assert not client.transport.written
-    draining.lane.abort()
 
 
-async def test_draining_lets_requests_finish_and_says_that_it_was_the_last() -> None:
-    draining = Draining()
-    client = draining.bench.connect()
+async def test_draining_lets_requests_finish_and_says_that_it_was_the_last(draining: Bench) -> None:
+    client = draining.connect()
     client.send(post(b"1") + post(b"2"))
-    task = draining.begin()
+    task = begin(draining)
     await asyncio.sleep(0)
-    draining.bench.exchanges[0].respond_json(b"1")
-    draining.bench.exchanges[1].respond_json(b"2")
+    draining.exchanges[0].respond_json(b"1")
+    draining.exchanges[1].respond_json(b"2")
     first, last = client.answers()
     assert "connection" not in first.headers
     assert last.headers["connection"] == "close"
     assert await task
     assert client.transport.lost
-    draining.lane.abort()
 
 
-async def test_draining_waits_for_a_request_that_has_begun() -> None:
-    draining = Draining()
-    draining.bench.reply = echo
-    client = draining.bench.connect()
+async def test_draining_waits_for_a_request_that_has_begun(draining: Bench) -> None:
+    draining.reply = echo
+    client = draining.connect()
     client.send(post(b"body")[:-3])
-    task = draining.begin()
+    task = begin(draining)
     await asyncio.sleep(0)
     assert not client.over
     client.send(b"ody" + post(b"one too many"))
     answer = client.answer()
     assert (answer.body, answer.headers["connection"]) == (b"body", "close")
-    assert len(draining.bench.exchanges) == 1
+    assert len(draining.exchanges) == 1
     assert await task
-    draining.lane.abort()
 
 
-async def test_who_connects_while_draining_is_sent_away() -> None:
-    draining = Draining()
-    client = draining.bench.connect()
+async def test_who_connects_while_draining_is_sent_away(draining: Bench) -> None:
+    client = draining.connect()
     client.send(post())
-    task = draining.begin()
+    task = begin(draining)
     await asyncio.sleep(0)
-    late = draining.bench.connect()
+    late = draining.connect()
     answer = late.answer()
     assert (answer.status, json.loads(answer.body)["code"]) == (503, "shutting_down")
     assert answer.headers["retry-after"] == "1"
     late.eof()
-    draining.bench.exchanges[0].respond_json(b"{}")
+    draining.exchanges[0].respond_json(b"{}")
     assert await task
-    draining.lane.abort()
 
 
-async def test_draining_gives_up_in_the_end() -> None:
-    draining = Draining()
-    client = draining.bench.connect()
+async def test_draining_gives_up_in_the_end(draining: Bench) -> None:
+    client = draining.connect()
     client.send(post())
     cancelled: list[bool] = []
-    draining.bench.exchanges[0].cancel = lambda: cancelled.append(True)
+    draining.exchanges[0].cancel = lambda: cancelled.append(True)
     assert await draining.lane.drain(0.001) is False
     draining.lane.abort()
     assert client.transport.aborted
@@ -468,17 +453,15 @@ async def test_draining_gives_up_in_the_end() -> None:
     assert cancelled == [True]
 
 
-async def test_an_answer_that_is_streamed_while_draining_ends_whole() -> None:
-    draining = Draining()
-    client = draining.bench.connect()
+async def test_an_answer_that_is_streamed_while_draining_ends_whole(draining: Bench) -> None:
+    client = draining.connect()
     client.send(post())
-    exchange: Exchange = draining.bench.exchanges[0]
+    exchange: Exchange = draining.exchanges[0]
     exchange.chunked = True
     exchange.connection.begin(exchange, 200, b"transfer-encoding: chunked\r\n")
     exchange.connection.send(exchange, b"one ", last=False)
-    task = draining.begin()
+    task = begin(draining)
     await asyncio.sleep(0)
     exchange.connection.send(exchange, b"two", last=True)
     assert client.answer().body == b"one two"
     assert await task
-    draining.lane.abort()
