@@ -80,6 +80,12 @@ def read_sample(sample: Any, columns: Sequence[str] = ()) -> Sample:
     return result.select(columns) if columns else result
 
 
+def has_names(sample: Any) -> bool:
+    """Whether a sample names its columns itself, as bare rows do not."""
+    structured = getattr(getattr(sample, "dtype", None), "names", None)
+    return isinstance(sample, Sample | Mapping) or hasattr(sample, "columns") or bool(structured)
+
+
 def read_csv(path: Path, as_text: Sequence[str] = ()) -> Sample:
     """A CSV file with a header line. Types are guessed as pandas does.
 

@@ -34,7 +34,7 @@ from headrace.repository.agreement import (
 from headrace.repository.digests import sha256_of
 from headrace.repository.folders import check_name
 from headrace.repository.landing import land, staging
-from headrace.repository.samples import Sample, read_sample
+from headrace.repository.samples import Sample, has_names, read_sample
 from headrace.repository.sklearn_convert import OPSETS, InputForm, convert, forms_to_try
 from headrace.repository.trial import Execute
 
@@ -124,14 +124,15 @@ def export_sklearn(
         best = _best(estimator, original, table, execute, Path(scratch))
         nullable = _nullable(original, table, best, execute)
         record = _record(estimator, original, best, name, source)
-        with staging(out) as folder:
-            (folder / "1").mkdir()
+        with staging(out) as stage:
+            folder = stage / "model"
+            (folder / "1").mkdir(parents=True)
             (folder / "1" / "model.onnx").write_bytes(best.file.read_bytes())
-            (folder / "model.toml").write_text(_model_toml(table, nullable, original.classes))
+            told = _model_toml(table, nullable, original.classes)
+            (folder / "model.toml").write_text(told, encoding="utf-8")
             (folder / "provenance.json").write_bytes(
                 msgspec.json.format(msgspec.json.encode(record)) + b"\n"
             )
-            folder.chmod(0o755)
             land(folder, out, replace=True)
     return out
 
@@ -148,8 +149,7 @@ def _table(estimator: Any, sample: Any, columns: Sequence[str]) -> Sample:
         table = read_sample(sample, columns)
     else:
         names = [str(name) for name in fitted]
-        array = not hasattr(sample, "columns") and getattr(sample, "ndim", 0) == 2
-        table = read_sample(sample, columns or (names if array else ())).select(names)
+        table = read_sample(sample, columns or (() if has_names(sample) else names)).select(names)
     expected = getattr(estimator, "n_features_in_", len(table.columns))
     if len(table.columns) != expected:
         raise ConfigError(

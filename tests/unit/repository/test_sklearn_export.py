@@ -256,6 +256,13 @@ class TestFolder:
         with pytest.raises(ConfigError, match="is there already"):
             export_sklearn(*fitted("forest"), tmp_path / "model")
 
+    def test_an_empty_folder_is_filled_and_nothing_is_left_beside_it(self, tmp_path: Path) -> None:
+        (tmp_path / "model").mkdir()
+        export_sklearn(*fitted("forest"), tmp_path / "model")
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+        files = {path.name for path in (tmp_path / "model").iterdir()}
+        assert files == {"1", "model.toml", "provenance.json"}
+
     def test_names_of_columns_are_written_so_that_they_can_be_read(self, tmp_path: Path) -> None:
         names = ['a "quoted"\\', "tab\there", "größe 📏", "del\x7f"]
         frame = pd.DataFrame(ROUNDED, columns=names)
@@ -271,6 +278,13 @@ class TestSample:
         mapping = {name: list(values) for name, values in shuffled.items()}
         folder = export_sklearn(estimator, mapping, tmp_path / "model")
         assert [spec.name for spec in Served(folder).task.inputs] == list(table.columns)
+
+    def test_bare_rows_are_in_the_order_of_training(self, tmp_path: Path) -> None:
+        frame = pd.DataFrame(DIABETES[:, :2], columns=["age", "sex"])
+        estimator = Ridge().fit(frame, PROGRESS)
+        for number, rows in enumerate([DIABETES[:, :2], DIABETES[:, :2].tolist()]):
+            served = Served(export_sklearn(estimator, rows, tmp_path / f"m{number}"))
+            assert [spec.name for spec in served.task.inputs] == ["age", "sex"]
 
     def test_names_can_be_given_to_bare_rows(self, tmp_path: Path) -> None:
         estimator = Ridge().fit(DIABETES[:, :2], PROGRESS)
