@@ -105,7 +105,10 @@ class NullModel:
 def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     if len(shape) != len(expected):
         return False
-    return all(want in (got, DYNAMIC) for got, want in zip(shape, expected, strict=True))
+    for got, want in zip(shape, expected, strict=True):  # noqa: SIM110 - all() costs twice
+        if want not in (got, DYNAMIC):
+            return False
+    return True
 
 
 def _zeros(spec: TensorSpec, sizes: tuple[int, ...]) -> np.ndarray:

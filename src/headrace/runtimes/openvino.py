@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import queue
-import re
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +12,7 @@ import numpy as np
 
 from headrace.errors import InferenceFailed, MissingExtra, ModelLoadError
 from headrace.runtimes.base import Artifact, InstanceConfig, ShapePolicy
+from headrace.runtimes.openvino_errors import load_hint, useful
 from headrace.runtimes.options import read_options
 from headrace.types import DTYPE_OF, DYNAMIC, TensorSpec
 
@@ -90,7 +89,13 @@ class OpenVinoRuntime:
         except ModelLoadError:
             raise
         except Exception as error:
-            raise _load_error(artifact, error) from error
+            text = useful(error)
+            raise ModelLoadError(
+                f"OpenVINO cannot load {artifact.path.name} of model '{artifact.name}': {text}",
+                hint=load_hint(text, artifact.path),
+                model=artifact.name,
+                path=str(artifact.path),
+            ) from error
         return OpenVinoModel(library, compiled, artifact.name, config.concurrency)
 
 
@@ -131,7 +136,7 @@ class OpenVinoModel:
             raise
         except Exception as error:
             raise InferenceFailed(
-                f"model '{self._name}' failed: {_useful(error)}", model=self._name
+                f"model '{self._name}' failed: {useful(error)}", model=self._name
             ) from error
         finally:
             self._idle.put(request)
@@ -191,7 +196,7 @@ class _Library:
             raise ModelLoadError(
                 f"{artifact.path.name} of model '{artifact.name}' is not OpenVINO IR: expected "
                 "an XML file that starts with <net>",
-                hint=_fetch_again(artifact.path),
+                hint=load_hint("", artifact.path),
                 model=artifact.name,
             )
         return self._core.read_model(path)
@@ -256,13 +261,7 @@ def _spec(port: Any, model: str, index: int, role: str) -> TensorSpec:
             model=model,
         )
     shape = port.get_partial_shape()
-    if shape.rank.is_dynamic:
-        if role == "input":
-            raise ModelLoadError(
-                f"input '{name}' of model '{model}' does not say how many dimensions it has",
-                hint="export the model with a shape for every input; -1 for free dimensions",
-                model=model,
-            )
+    if shape.rank.is_dynamic:  # of an output; the CPU plugin refuses such inputs
         return TensorSpec(name, datatype, (DYNAMIC,))
     sizes = tuple(DYNAMIC if size.is_dynamic else size.get_length() for size in shape)
     return TensorSpec(name, datatype, sizes)
@@ -279,41 +278,3 @@ def _check_int32(array: np.ndarray | None, name: str) -> None:
             hint='set runtime = "onnxruntime" for this model',
             input=name,
         )
-
-
-_NOISE = re.compile(r"^(?:Exception from \S+|Check '.*' failed at \S+|FrontEnd API failed .*):$")
-
-
-def _useful(error: Exception) -> str:
-    """OpenVINO's message in one line, without its source locations."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    told = " ".join(line for line in lines if line and not _NOISE.match(line))
-    return told.removeprefix("ParameterMismatch: ") or type(error).__name__
-
-
-def _load_error(artifact: Artifact, error: Exception) -> ModelLoadError:
-    text = _useful(error)
-    path = artifact.path
-    if not path.is_file():
-        text, hint = "there is no such file", "check the path"
-    elif "No conversion rule" in text or "Unsupported data type" in text:
-        hint = 'OpenVINO cannot run this model: set runtime = "onnxruntime"'
-    elif "outside the base directory" in text:
-        hint = "keep external weights inside the model's own folder"
-    elif "externally stored data" in text:
-        hint = "this file holds only the graph: put the weight file that it names beside it"
-    elif "bin file" in text:
-        hint = f"put the whole {path.with_suffix('.bin').name} beside it"
-    else:
-        hint = _fetch_again(path)
-    return ModelLoadError(
-        f"OpenVINO cannot load {path.name} of model '{artifact.name}': {text}",
-        hint=hint,
-        model=artifact.name,
-        path=str(path),
-    )
-
-
-def _fetch_again(path: Path) -> str:
-    size = path.stat().st_size if path.is_file() else 0
-    return f"the file ({size:,} bytes) is another format or is cut short: fetch it again"
