@@ -57,6 +57,7 @@ class Outcomes:
     def response(ticket: Ticket) -> InferenceResponse:
         """The answer, with the outputs asked for in the order asked for."""
         served, request = ticket.served, ticket.request
+        usage = None
         if served.task is None:
             arrays = ticket.result
             assert arrays is not None
@@ -69,8 +70,8 @@ class Outcomes:
             items = [Item(tuple(part.arrays), part.rows, part.length) for part in parts]
             results = [part.result for part in parts if part.result is not None]
             outputs = served.task.finish(request, items, results)
+            usage = Usage(ticket.tokens)
         if request.outputs is not None:
             index = served.output_index
             outputs = [outputs[index[wanted.name]] for wanted in request.outputs]
-        usage = Usage(ticket.tokens) if ticket.tokens else None
         return InferenceResponse(served.name, served.version, request.id, outputs, None, usage)

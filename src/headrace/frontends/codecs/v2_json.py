@@ -109,9 +109,11 @@ def decode_request(
         parsed = _decode_request(body if json_size is None else memoryview(body)[:json_size])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         _malformed(error)
-    binary = None if json_size is None else v2_binary.Reader(body, json_size)
-    tensors = [_decode_tensor(tensor, binary) for tensor in parsed.inputs]
-    if binary is not None:
+    if json_size is None:
+        tensors = [_decode_tensor(tensor, None) for tensor in parsed.inputs]
+    else:
+        binary = v2_binary.Reader(body, json_size)
+        tensors = [_decode_tensor(tensor, binary) for tensor in parsed.inputs]
         binary.finish()
     request = InferenceRequest(model_name, tensors, model_version, parsed.id)
     parameters = parsed.parameters
@@ -349,15 +351,8 @@ def encode_response(
     """
     wanted = request.outputs
     parameters = request.parameters
-    if wanted is None and parameters is None:  # nothing special was asked for
-        plain = [
-            _OutputTensor(tensor.name, tensor.datatype, tensor.shape, _to_list(tensor))
-            for tensor in response.outputs
-        ]
-        answer = _Response(
-            response.model_name, response.model_version, plain, response.id, response.parameters
-        )
-        return _encode(answer), ()
+    if wanted is None and parameters is None and len(response.outputs) == 1:
+        return _encode_plain(response), ()
     all_binary = bool(parameters and parameters.get("binary_data_output"))
     outputs: list[_OutputTensor] = []
     blobs: list[bytes] = []
@@ -385,6 +380,36 @@ def encode_response(
         response.model_name, response.model_version, outputs, response.id, response.parameters
     )
     return _encode(answer), blobs
+
+
+_PLAIN_HEADS_MAX = 1024
+"""Beginnings of answers that are remembered: a model has one for each number of rows."""
+
+_plain_heads: dict[tuple[str, str, str, str, tuple[int, ...]], bytes] = {}
+
+
+def _encode_plain(response: InferenceResponse) -> bytes:
+    """The common answer: one output, as JSON. Only its id and its data differ each time."""
+    tensor = response.outputs[0]
+    key = (
+        response.model_name,
+        response.model_version,
+        tensor.name,
+        tensor.datatype,
+        tensor.shape,
+    )
+    head = _plain_heads.get(key)
+    if head is None:
+        output = _OutputTensor(tensor.name, tensor.datatype, tensor.shape)
+        whole = _encode(_Response(response.model_name, response.model_version, [output]))
+        head = whole.removesuffix(b"}]}") + b',"data":'
+        if len(_plain_heads) >= _PLAIN_HEADS_MAX:
+            _plain_heads.clear()
+        _plain_heads[key] = head
+    data = _encode(_to_list(tensor))
+    if response.id:
+        return b"".join((head, data, b'}],"id":', _encode(response.id), b"}"))
+    return b"".join((head, data, b"}]}"))
 
 
 def _to_list(tensor: Tensor) -> list[Any]:
