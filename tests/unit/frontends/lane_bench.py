@@ -98,6 +98,7 @@ class FakeTransport(asyncio.Transport):
         self._protocol: Any = None
         self._stalled = False
         self._paused = False
+        self._inbox: deque[bytes] = deque()
         self.written = b""
         self.unread_bytes = 0
         self.reading = True
@@ -155,6 +156,16 @@ class FakeTransport(asyncio.Transport):
         assert not self.reading
         assert not self.closing
         self.reading = True
+        self._loop.call_soon(self._pump)
+
+    def receive(self, data: bytes) -> None:
+        """One read; waits while reading is paused."""
+        self._inbox.append(data)
+        self._pump()
+
+    def _pump(self) -> None:
+        while self._inbox and self.reading and not self.lost:
+            self._protocol.data_received(self._inbox.popleft())
 
     def close(self) -> None:
         self.closing = True
@@ -191,9 +202,7 @@ class Client:
     def send(self, data: bytes, *, step: int = 0) -> None:
         """``step``: at most so many bytes at a time."""
         for start in range(0, len(data), step or len(data) or 1):
-            if self.transport.lost:
-                return
-            self.connection.data_received(data[start : start + (step or len(data))])
+            self.transport.receive(data[start : start + (step or len(data))])
             self.bench.settle()
 
     def eof(self) -> None:
