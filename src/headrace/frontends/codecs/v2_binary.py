@@ -92,7 +92,7 @@ def decode(
             got=size_bytes,
         )
     if not size_bytes:
-        return np.empty(shape, dtype)
+        return empty(name, datatype, shape)
     array = np.frombuffer(body, dtype, count=size_bytes // dtype.itemsize, offset=start)
     if datatype == "BOOL":
         # Anything but 0 and 1 in a bool is undefined behaviour further down.
@@ -100,6 +100,22 @@ def decode(
     elif not array.flags.aligned:
         array = array.copy()
     return array.reshape(shape)
+
+
+def empty(name: str, datatype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """An array without elements.
+
+    Raises:
+        InvalidRequest: numpy has no array of this shape, such as ``[0, 2**63]``.
+    """
+    try:
+        return np.empty(shape, DTYPE_OF[datatype])
+    except (ValueError, OverflowError):
+        raise InvalidRequest(
+            f"input '{name}' has the shape {list(shape)}, which is too large for any array",
+            code="wrong_shape",
+            input=name,
+        ) from None
 
 
 def _decode_bytes(
@@ -124,6 +140,8 @@ def _decode_bytes(
             )
         elements.append(body[position : position + length])
         position += length
+    if not count and position == end:
+        return empty(name, "BYTES", shape)
     if position != end or len(elements) != count:
         raise InvalidRequest(
             f"input '{name}' of shape {list(shape)} must hold {count} BYTES elements in "

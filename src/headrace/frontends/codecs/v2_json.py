@@ -176,6 +176,8 @@ def _decode_tensor(tensor: _Input, binary: v2_binary.Reader | None) -> Tensor:
             expected=count,
             got=len(values),
         )
+    if not values:
+        return _with_data(tensor, v2_binary.empty(tensor.name, datatype, shape))
     return _with_data(tensor, _to_array(tensor, values).reshape(shape))
 
 
@@ -195,7 +197,10 @@ def _to_array(tensor: _Input, values: list[Any]) -> np.ndarray:
         # The server sets numpy's overflow to "raise" for its event loop, once: asking for it
         # here, per tensor, would cost more than the conversion.
         if datatype == "BF16":
-            return v2_binary.float32_to_bfloat16(np.array(values, dtype=np.float32))
+            bits = v2_binary.float32_to_bfloat16(np.array(values, dtype=np.float32))
+            if ((bits & 0x7F80) == 0x7F80).any():
+                raise OverflowError("it would be rounded to infinity")
+            return bits
         return np.array(values, dtype=DTYPE_OF[datatype])
     except (OverflowError, FloatingPointError) as error:
         raise InvalidRequest(
@@ -315,6 +320,13 @@ def _apply_parameters(request: InferenceRequest, parameters: dict[str, Any]) -> 
     # The schedule policy extension: microseconds, and 0 for "no preference".
     request.timeout_ns = 1000 * _whole_number(parameters, "timeout")
     request.priority = _whole_number(parameters, "priority")
+    binary = parameters.get("binary_data_output", False)
+    if type(binary) is not bool:
+        raise InvalidRequest(
+            f"parameter 'binary_data_output' must be true or false, got {binary!r}",
+            code="wrong_parameter",
+            parameter="binary_data_output",
+        )
 
 
 def _whole_number(parameters: dict[str, Any], name: str) -> int:
@@ -351,7 +363,12 @@ def encode_response(
     """
     wanted = request.outputs
     parameters = request.parameters
-    if wanted is None and parameters is None and len(response.outputs) == 1:
+    if (
+        wanted is None
+        and parameters is None
+        and len(response.outputs) == 1
+        and (response.parameters is None)
+    ):
         return _encode_plain(response), ()
     all_binary = bool(parameters and parameters.get("binary_data_output"))
     outputs: list[_OutputTensor] = []
