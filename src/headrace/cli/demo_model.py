@@ -131,8 +131,6 @@ def _why_not_the_real_one(wishes: Wishes, terminal: Terminal) -> str:
     terminal.row("sha256", pinned.sha256)
     terminal.row("goes to", f"{_place(wishes)}")
     terminal.row("", f"{amount(pinned.disk_bytes)} with the graph that is built from it")
-    if not wishes.yes and not terminal.agrees("fetch it now?"):
-        return "not fetched"
     free = _free_bytes(wishes.cache)
     wanted = pinned.download_bytes + pinned.disk_bytes
     if free < wanted:
@@ -140,6 +138,8 @@ def _why_not_the_real_one(wishes: Wishes, terminal: Terminal) -> str:
             f"{wishes.cache} has room for {amount(free)}, and {amount(wanted)} are needed "
             "(--cache-dir names another place)"
         )
+    if not wishes.yes and not terminal.agrees("fetch it now?"):
+        return "not fetched"
     return _ask_the_index(pinned)
 
 
@@ -245,9 +245,16 @@ def _progress(pinned: Pinned, scratch: Path, out: Path, terminal: Terminal) -> I
     over = threading.Event()
 
     def watch() -> None:
+        most = 0
         while not over.wait(_TICK_S):
             there = _bytes_below(scratch)
-            terminal.passing("fetching", f"{amount(there)} of {amount(pinned.download_bytes)}")
+            most = max(most, there)
+            if not most:
+                terminal.passing("fetching", "connecting")
+            elif there < most or there >= pinned.download_bytes:
+                terminal.passing("fetching", "checking and unpacking")
+            else:
+                terminal.passing("fetching", f"{amount(there)} of {amount(pinned.download_bytes)}")
 
     if not terminal.is_interactive or out.exists():
         yield
