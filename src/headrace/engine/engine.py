@@ -44,9 +44,9 @@ from headrace.core.pool import SchedulerStatistics
 from headrace.core.scheduler import Scheduler
 from headrace.engine import endings
 from headrace.engine.catalog import Catalog
-from headrace.engine.inflight import Part, Reply, Ticket
+from headrace.engine.inflight import Member, Part, Reply, Ticket
 from headrace.engine.instances import BatchJob, InstanceThread, measure_hop_ns
-from headrace.engine.outcomes import Outcomes
+from headrace.engine.outcomes import Outcomes, response_of
 from headrace.engine.preprocess import Outcome, Preprocessor
 from headrace.engine.served import Profile, ServedModel
 from headrace.engine.shapes import ShapeKeys
@@ -83,7 +83,7 @@ class Engine:
         self._outcomes = Outcomes(instrument or Instrument(), self._now_ns)
         self._instrument = instrument or Instrument()
         self._models: dict[int, ServedModel] = {}
-        self._parts: dict[int, Part] = {}
+        self._parts: dict[int, Member] = {}
         self._arrived: list[QueuedRequest] = []
         self._events: deque[tuple[Event, BatchJob | None]] = deque()
         self._job: BatchJob | None = None  # the batch that the current event is about
@@ -122,28 +122,29 @@ class Engine:
                 never called.
         """
         served = self.catalog.resolve(request.model_name, request.model_version)
-        record = RequestRecord(
-            served.name,
-            served.version,
-            0,
-            0,
-            request.arrived_ns,
-            request.decoded_ns,
-        )
         try:
             if self._draining:
                 raise endings.shutting_down()
             arrays = check_inputs(request, served)
-            ticket = Ticket(served, request, reply, record)
+            rows = rows_of(arrays, served) if served.batchable and served.task is None else 1
+            ticket = Ticket(
+                served.name,
+                served.version,
+                rows,
+                0,
+                request.arrived_ns,
+                request.decoded_ns,
+                served=served,
+                request=request,
+                reply=reply,
+                arrays=arrays,
+            )
             if served.task is None:
-                ticket.arrays = arrays
-                if served.batchable:
-                    ticket.rows = rows_of(arrays, served)
                 self._admit(ticket)
             else:
                 self._prepare(ticket)
         except HeadraceError as error:
-            self._outcomes.refused(record, error)
+            self._outcomes.refused(request, served, error)
             raise
         self._tickets += 1
         return ticket
@@ -170,7 +171,7 @@ class Engine:
         if not ticket.done:
             parts = ticket.all_parts()
             self._end(ticket)
-            self._outcomes.ended(ticket.record, "cancel", "cancelled")
+            self._outcomes.ended(ticket, "cancel", "cancelled")
             self._withdraw(parts)
 
     def _prepare(self, ticket: Ticket) -> None:
@@ -196,7 +197,7 @@ class Engine:
             item = items[0]
             ticket.arrays, ticket.rows, ticket.length = item.arrays, item.rows, item.length
         else:
-            ticket.parts = [Part(ticket, 0, item.arrays, item.rows, item.length) for item in items]
+            ticket.parts = [Part(ticket, item.arrays, item.rows, item.length) for item in items]
             ticket.left = len(items)
             ticket.rows = sum(item.rows for item in items)
         if items:
@@ -206,14 +207,12 @@ class Engine:
 
     def _admit(self, ticket: Ticket) -> None:
         """Gives every part an id and reports them all at the end of this turn of the loop."""
-        served, request, record = ticket.served, ticket.request, ticket.record
+        served, request = ticket.served, ticket.request
         now_ns = self._now_ns()
-        record.rows = ticket.rows
-        record.tokens = ticket.tokens
-        record.admitted_ns = now_ns
-        if not record.arrived_ns:
-            record.arrived_ns = record.decoded_ns = now_ns
-        deadline_ns = record.arrived_ns + (request.timeout_ns or served.timeout_ns)
+        ticket.admitted_ns = now_ns
+        if not ticket.arrived_ns:
+            ticket.arrived_ns = ticket.decoded_ns = now_ns
+        deadline_ns = ticket.arrived_ns + (request.timeout_ns or served.timeout_ns)
         if not self._arrived:
             self._loop.call_soon(self._report_arrivals)
         request_id = self._next_request_id
@@ -328,33 +327,37 @@ class Engine:
         assert job.batch_id == action.batch_id
         parts = self._parts
         wanted = set(action.request_ids) if len(action.request_ids) < len(job.parts) else None
+        batched_ns, started_ns, finished_ns = job.started_ns, job.collated_ns, job.finished_ns
         finished: list[Ticket] = []
         for part, piece in zip(job.parts, job.pieces, strict=True):
             if wanted is not None and part.request_id not in wanted:
                 continue
             del parts[part.request_id]
             part.result = piece
-            ticket = _ticket_of(part)
-            ticket.left -= 1
-            if not ticket.left:
-                record = ticket.record
-                record.batched_ns = job.started_ns
-                record.started_ns = job.collated_ns
-                record.finished_ns = job.finished_ns
-                finished.append(ticket)
+            if isinstance(part, Ticket):
+                ticket = part
+            else:
+                ticket = part.whole
+                ticket.left -= 1
+                if ticket.left:
+                    continue
+            ticket.batched_ns = batched_ns
+            ticket.started_ns = started_ns
+            ticket.finished_ns = finished_ns
+            finished.append(ticket)
         for ticket in finished:
             self._respond(ticket)
         self._outcomes.completed(finished)
 
     def _respond(self, ticket: Ticket) -> None:
         try:
-            response = self._outcomes.response(ticket)
+            response = response_of(ticket)
         except HeadraceError as error:
             self._fail(ticket, "fail", error)
             return
         self._end(ticket)
         try:
-            ticket.reply.complete(response, ticket.record)
+            ticket.reply.complete(response, ticket)
         except Exception:  # noqa: BLE001 - one broken connection must not stop the others
             _LOG.exception("a reply could not be delivered")
 
@@ -366,7 +369,7 @@ class Engine:
         now_ns = self._now_ns()
         for request_id in action.request_ids:
             ticket = _ticket_of(self._parts.pop(request_id))
-            waited_ns = now_ns - ticket.record.arrived_ns
+            waited_ns = now_ns - ticket.arrived_ns
             error = endings.expired(ticket, waited_ns=waited_ns, running=action.running)
             self._fail(ticket, "expire", error)
 
@@ -386,14 +389,14 @@ class Engine:
             return
         parts = ticket.all_parts()
         self._end(ticket)
-        self._outcomes.ended(ticket.record, outcome, error.code)
+        self._outcomes.ended(ticket, outcome, error.code)
         self._withdraw(parts)
         try:
             ticket.reply.fail(error)
         except Exception:  # noqa: BLE001 - one broken connection must not stop the others
             _LOG.exception("a reply could not be delivered")
 
-    def _withdraw(self, parts: Sequence[Part]) -> None:
+    def _withdraw(self, parts: Sequence[Member]) -> None:
         """Takes what is left of a request that has ended out of the queues."""
         left = {part.request_id for part in parts if part.request_id in self._parts}
         unreported = left & {request.request_id for request in self._arrived}
@@ -407,8 +410,9 @@ class Engine:
     def _end(self, ticket: Ticket) -> None:
         ticket.done = True
         self._tickets -= 1
-        # Whole and parts must not hold one another: the garbage collector would have to come.
-        ticket.parts = ()
+        if ticket.parts:
+            # Whole and parts must not hold one another, or the garbage collector has to come.
+            ticket.parts = ()
         if not self._tickets:
             self._idle.set()
 
@@ -450,9 +454,9 @@ class Engine:
             instance.join(timeout_s=5.0)
 
 
-def _ticket_of(part: Part) -> Ticket:
+def _ticket_of(part: Member) -> Ticket:
     """The whole that a part belongs to; a ticket without parts is its own."""
-    return part.whole or part  # type: ignore[return-value]
+    return part if isinstance(part, Ticket) else part.whole
 
 
 class _FutureReply:

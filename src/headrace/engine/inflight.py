@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
 from headrace.engine.served import ServedModel
@@ -34,54 +35,43 @@ class Reply(Protocol):
         ...
 
 
-class Part:
-    """Rows that stay together: what is queued, batched and run.
+class Part(msgspec.Struct, eq=False):
+    """Rows of a request that stay together: what is queued, batched and run.
 
     ``arrays``, ``rows`` and ``length`` are as in ``tasks.base.Item``. ``result`` is set when
     its batch is back. ``whole`` is the request it is a part of.
     """
 
-    __slots__ = ("arrays", "length", "request_id", "result", "rows", "whole")
-
-    def __init__(
-        self, whole: Ticket | None, request_id: int, arrays: Arrays, rows: int, length: int
-    ) -> None:
-        self.whole = whole
-        self.request_id = request_id
-        self.arrays = arrays
-        self.rows = rows
-        self.length = length
-        self.result: Sequence[np.ndarray] | None = None
+    whole: Ticket
+    arrays: Arrays
+    rows: int
+    length: int
+    request_id: int = 0
+    result: Sequence[np.ndarray] | None = None
 
 
-class Ticket(Part):
-    """One request inside the engine. Its own only part, unless ``parts`` says otherwise."""
+class Ticket(RequestRecord, gc=True, eq=False, kw_only=True):
+    """One request inside the engine. Its own only part, unless ``parts`` says otherwise.
 
-    __slots__ = ("done", "left", "parts", "record", "reply", "request", "served", "tokens")
+    It is the record that instruments are told of as well: one object less for each request,
+    and a stamp is one assignment.
+    """
 
-    def __init__(
-        self,
-        served: ServedModel,
-        request: InferenceRequest,
-        reply: Reply,
-        record: RequestRecord,
-    ) -> None:
-        # Set one by one: a call of super().__init__ would cost a third of all this.
-        self.whole = None
-        self.request_id = 0
-        self.arrays = ()
-        self.rows = 1
-        self.length = 0
-        self.result = None
-        self.served = served
-        self.request = request
-        self.reply = reply
-        self.record = record
-        self.parts: Sequence[Part] = ()
-        self.left = 1  # parts without a result yet
-        self.tokens = 0
-        self.done = False
+    served: ServedModel
+    request: InferenceRequest
+    reply: Reply
+    arrays: Arrays = ()
+    length: int = 0
+    request_id: int = 0
+    result: Sequence[np.ndarray] | None = None
+    parts: Sequence[Part] = ()
+    left: int = 1  # parts without a result yet
+    done: bool = False
 
-    def all_parts(self) -> Sequence[Part]:
+    def all_parts(self) -> Sequence[Member]:
         """Every part; itself where there is only one."""
         return self.parts or (self,)
+
+
+Member = Part | Ticket
+"""What a batch is made of."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from headrace.clock import MonotonicClock
 from headrace.engine.collate import collate, split
-from headrace.engine.inflight import Part
+from headrace.engine.inflight import Member
 from headrace.engine.served import ServedModel
 from headrace.errors import HeadraceError, InferenceFailed
 
@@ -47,7 +47,7 @@ class BatchJob:
     )
 
     def __init__(
-        self, batch_id: int, instance_id: int, served: ServedModel, parts: Sequence[Part]
+        self, batch_id: int, instance_id: int, served: ServedModel, parts: Sequence[Member]
     ) -> None:
         self.batch_id = batch_id
         self.instance_id = instance_id
@@ -69,6 +69,8 @@ class BatchJob:
             self.collated_ns = _now_ns()
             outputs = served.loaded.execute(inputs)
             self.executed_ns = _now_ns()
+            if len(outputs) != len(served.loaded.outputs):
+                raise _wrong_output_count(served, len(outputs))
             if served.batchable:
                 self.pieces = split(outputs, [part.rows for part in parts], rows)
             else:
@@ -82,6 +84,18 @@ class BatchJob:
                 model=served.name,
             )
         self.finished_ns = _now_ns()
+
+
+def _wrong_output_count(served: ServedModel, got: int) -> InferenceFailed:
+    expected = [spec.name for spec in served.loaded.outputs]
+    return InferenceFailed(
+        f"model '{served.name}' returned {got} outputs, expected {len(expected)}: {expected}",
+        code="wrong_output_count",
+        hint="a model returns one array for each output of its signature, in that order",
+        model=served.name,
+        expected=expected,
+        got=got,
+    )
 
 
 class InstanceThread:

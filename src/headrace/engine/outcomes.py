@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from headrace.engine.inflight import Ticket
 from headrace.engine.instances import BatchJob
+from headrace.engine.served import ServedModel
 from headrace.errors import CapacityError, HeadraceError
-from headrace.tasks.base import Item
+from headrace.tasks.base import Item, Task
 from headrace.telemetry.instruments import BatchRecord, Instrument, RequestRecord
-from headrace.types import InferenceResponse, Tensor, Usage
+from headrace.types import InferenceRequest, InferenceResponse, Tensor, Usage
 
 
 class Outcomes:
@@ -22,15 +25,20 @@ class Outcomes:
     def completed(self, tickets: Sequence[Ticket]) -> None:
         """These succeeded."""
         if tickets:
-            records = [ticket.record for ticket in tickets]
-            self._instrument.requests_completed(records, self._now_ns())
+            self._instrument.requests_completed(tickets, self._now_ns())
 
     def ended(self, record: RequestRecord, outcome: str, reason: str) -> None:
         """One request ended in another way."""
         self._instrument.request_failed(record, outcome, reason, self._now_ns())
 
-    def refused(self, record: RequestRecord, error: HeadraceError) -> None:
+    def refused(self, request: InferenceRequest, served: ServedModel, error: HeadraceError) -> None:
         """One request was not taken in at all."""
+        record = RequestRecord(
+            served.name,
+            served.version,
+            arrived_ns=request.arrived_ns,
+            decoded_ns=request.decoded_ns,
+        )
         outcome = "reject" if isinstance(error, CapacityError) else "fail"
         self.ended(record, outcome, error.code)
 
@@ -53,25 +61,39 @@ class Outcomes:
             )
         )
 
-    @staticmethod
-    def response(ticket: Ticket) -> InferenceResponse:
-        """The answer, with the outputs asked for in the order asked for."""
-        served, request = ticket.served, ticket.request
+
+def response_of(ticket: Ticket) -> InferenceResponse:
+    """The answer, with the outputs asked for in the order asked for.
+
+    Raises:
+        HeadraceError: the task could not make an answer of the results.
+    """
+    served, request = ticket.served, ticket.request
+    if served.task is None:
         usage = None
-        if served.task is None:
-            arrays = ticket.result
-            assert arrays is not None
-            outputs = [
-                Tensor(name, datatype, array.shape, array)
-                for (name, datatype), array in zip(served.output_kinds, arrays, strict=True)
-            ]
-        else:
-            parts = ticket.all_parts()
-            items = [Item(tuple(part.arrays), part.rows, part.length) for part in parts]
-            results = [part.result for part in parts if part.result is not None]
-            outputs = served.task.finish(request, items, results)
-            usage = Usage(ticket.tokens)
-        if request.outputs is not None:
-            index = served.output_index
-            outputs = [outputs[index[wanted.name]] for wanted in request.outputs]
-        return InferenceResponse(served.name, served.version, request.id, outputs, None, usage)
+        outputs = _tensors(served, ticket.result or ())
+    else:
+        usage = Usage(ticket.tokens)
+        outputs = _finish(served.task, ticket)
+    if request.outputs is not None:
+        index = served.output_index
+        outputs = [outputs[index[wanted.name]] for wanted in request.outputs]
+    return InferenceResponse(served.name, served.version, request.id, outputs, None, usage)
+
+
+def _tensors(served: ServedModel, arrays: Sequence[np.ndarray]) -> list[Tensor]:
+    sole = served.sole_output
+    if sole is not None:  # the common case has nothing to pair
+        array = arrays[0]
+        return [Tensor(sole.name, sole.datatype, array.shape, array)]
+    return [
+        Tensor(spec.name, spec.datatype, array.shape, array)
+        for spec, array in zip(served.loaded.outputs, arrays, strict=True)
+    ]
+
+
+def _finish(task: Task, ticket: Ticket) -> list[Tensor]:
+    parts = ticket.all_parts()
+    items = [Item(tuple(part.arrays), part.rows, part.length) for part in parts]
+    results = [part.result for part in parts if part.result is not None]
+    return task.finish(ticket.request, items, results)

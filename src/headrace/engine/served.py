@@ -60,12 +60,12 @@ class ServedModel:
         "nonfinite_refused",
         "number",
         "output_index",
-        "output_kinds",
         "padding",
         "preparing",
         "profile",
         "required",
         "runtime",
+        "sole_output",
         "task",
         "timeout_ns",
         "uniform_rows",
@@ -94,7 +94,7 @@ class ServedModel:
         self.batchable = False
         self.preparing = 0  # requests that a task is turning into items right now
         self.padding = task.padding if task is not None else None
-        self.output_kinds = [(spec.name, spec.datatype) for spec in loaded.outputs]
+        self.sole_output = loaded.outputs[0] if len(loaded.outputs) == 1 else None
         self.timeout_ns = int(config.queue.timeout_s * 1e9)
         self.nonfinite_refused = not config.allow_nonfinite
         inputs = metadata.inputs

@@ -50,7 +50,15 @@ _REJECTED = frozenset(
         "unknown_model",
     }
 )
-_BACKEND = frozenset({"model_error", "inference_failed", "instance_died", "wrong_output_rows"})
+_BACKEND = frozenset(
+    {
+        "model_error",
+        "inference_failed",
+        "instance_died",
+        "wrong_output_count",
+        "wrong_output_rows",
+    }
+)
 
 _QUEUE, _COLLATE, _EXECUTE = (STAGES.index(name) for name in ("queue", "collate", "execute"))
 

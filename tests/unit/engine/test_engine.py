@@ -113,6 +113,17 @@ async def test_too_few_rows_out_is_nobodys_answer(bench):
         await bench.engine.infer(request([1, 1], [2, 2]))
 
 
+@pytest.mark.parametrize("outputs", [0, 2])
+async def test_another_number_of_outputs_than_promised_is_the_models_failure(bench, outputs):
+    model = ScriptedModel()
+    model.compute = lambda x: [x] * outputs
+    bench.serve(model)
+    with pytest.raises(InferenceFailed, match=f"returned {outputs} outputs, expected 1"):
+        await bench.engine.infer(request([1, 1]))
+
+    assert bench.watcher.ends == ["fail:wrong_output_count"]
+
+
 async def test_a_dead_instance_is_not_asked_again_for_each(bench):
     model = ScriptedModel()
 

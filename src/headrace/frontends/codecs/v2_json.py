@@ -402,31 +402,36 @@ def encode_response(
 _PLAIN_HEADS_MAX = 1024
 """Beginnings of answers that are remembered: a model has one for each number of rows."""
 
-_plain_heads: dict[tuple[str, str, str, str, tuple[int, ...]], bytes] = {}
+_PlainKey = tuple[str, str, str, str, tuple[int, ...]]
+
+_plain_heads: dict[_PlainKey, bytes] = {}
+
+_CONVERTED = frozenset({"BYTES", "BF16"})
+"""Datatypes whose elements are not what JSON says."""
 
 
 def _encode_plain(response: InferenceResponse) -> bytes:
     """The common answer: one output, as JSON. Only its id and its data differ each time."""
     tensor = response.outputs[0]
-    key = (
-        response.model_name,
-        response.model_version,
-        tensor.name,
-        tensor.datatype,
-        tensor.shape,
-    )
+    datatype = tensor.datatype
+    key = (response.model_name, response.model_version, tensor.name, datatype, tensor.shape)
     head = _plain_heads.get(key)
     if head is None:
-        output = _OutputTensor(tensor.name, tensor.datatype, tensor.shape)
-        whole = _encode(_Response(response.model_name, response.model_version, [output]))
-        head = whole.removesuffix(b"}]}") + b',"data":'
-        if len(_plain_heads) >= _PLAIN_HEADS_MAX:
-            _plain_heads.clear()
-        _plain_heads[key] = head
-    data = _encode(_to_list(tensor))
+        head = _remember_plain_head(response, tensor, key)
+    # Asked here first: for nearly all there is nothing to convert.
+    values = _to_list(tensor) if datatype in _CONVERTED else tensor.data.ravel().tolist()
     if response.id:
-        return b"".join((head, data, b'}],"id":', _encode(response.id), b"}"))
-    return b"".join((head, data, b"}]}"))
+        return b"".join((head, _encode(values), b'}],"id":', _encode(response.id), b"}"))
+    return b"".join((head, _encode(values), b"}]}"))
+
+
+def _remember_plain_head(response: InferenceResponse, tensor: Tensor, key: _PlainKey) -> bytes:
+    output = _OutputTensor(tensor.name, tensor.datatype, tensor.shape)
+    whole = _encode(_Response(response.model_name, response.model_version, [output]))
+    if len(_plain_heads) >= _PLAIN_HEADS_MAX:
+        _plain_heads.clear()
+    head = _plain_heads[key] = whole.removesuffix(b"}]}") + b',"data":'
+    return head
 
 
 def _to_list(tensor: Tensor) -> list[Any]:
