@@ -1,0 +1,177 @@
+"""Servers under test: started, awaited, their CPU time and memory read, stopped."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from headrace.client.processes import cpu_of
+
+ROOT = Path(__file__).parents[1]
+HOST = "127.0.0.1"
+
+_START_TIMEOUT_S = 120.0
+_STOP_TIMEOUT_S = 20.0
+_POLL_S = 0.005
+"""How often a start is asked about; this much of a start-up time is the poll's own."""
+
+
+class ServerFailed(Exception):
+    """The process ended, or did not become ready in time; the text has the end of its log."""
+
+
+class Server:
+    """One process that serves HTTP. ``pid`` and all below it count as the server."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], port: int) -> None:
+        self.name = name
+        self.port = port
+        self.url = f"http://{HOST}:{port}"
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        """Of the process that was started."""
+        return self._process.pid
+
+    def cpu_s(self) -> float:
+        """Seconds of CPU used so far, user and system, children included."""
+        return cpu_of((self.pid,)).seconds
+
+    def memory_bytes(self) -> int:
+        """Resident memory of all processes of the server."""
+        pages = 0
+        for pid in cpu_of((self.pid,)).pids:
+            try:
+                pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+            except OSError:  # it ended meanwhile
+                continue
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        """Status and body."""
+        return self._exchange("GET", path, b"", {})
+
+    def post(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+        """Status and body."""
+        return self._exchange("POST", path, body, headers)
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL where that does not help."""
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._process.poll() is not None
+
+    def _exchange(
+        self, method: str, path: str, body: bytes, headers: dict[str, str]
+    ) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=30)
+        try:
+            connection.request(method, path, body or None, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+
+@contextmanager
+def headrace_server(models: Path, work: Path, *flags: str) -> Iterator[Server]:
+    """``headrace serve`` on a free port, ready; its cache and its log are in ``work``.
+
+    Raises:
+        ServerFailed: it did not become ready.
+    """
+    port = free_port()
+    command = [
+        sys.executable, "-m", "headrace", "serve", str(models), "--port", str(port),
+        "--cache-dir", str(work / "cache"), "--log-level", "warning", *flags,
+    ]  # fmt: skip
+    with _started("headrace", command, port, work) as server:
+        wait_ready(server, work)
+        yield server
+
+
+@contextmanager
+def floor_server(model: str, wire: str, work: Path) -> Iterator[Server]:
+    """``benchmarks.floor_server`` on a free port, listening.
+
+    Raises:
+        ServerFailed: it does not listen.
+    """
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.floor_server", model, wire, str(port)]
+    with _started("floor", command, port, work) as server:
+        _wait(server, work, lambda: _connects(port))
+        yield server
+
+
+def wait_ready(server: Server, work: Path) -> None:
+    """Until ``/v2/health/ready`` answers 200.
+
+    Raises:
+        ServerFailed: it ended instead, or took too long.
+    """
+    _wait(server, work, lambda: _is_ready(server))
+
+
+def environment() -> dict[str, str]:
+    """That of this process, but compiled modules are kept: an installed package has them."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _started(name: str, command: Sequence[str], port: int, work: Path) -> Iterator[Server]:
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment())
+    server = Server(name, process, port)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _wait(server: Server, work: Path, is_up: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + _START_TIMEOUT_S
+    while not is_up():
+        if server.ended() or time.monotonic() > deadline_s:
+            log = (work / f"{server.name}.log").read_text(errors="replace")
+            raise ServerFailed(f"{server.name} did not start: {log[-2000:].strip()}")
+        time.sleep(_POLL_S)
+
+
+def _connects(port: int) -> bool:
+    try:
+        socket.create_connection((HOST, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _is_ready(server: Server) -> bool:
+    try:
+        return server.get("/v2/health/ready")[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
