@@ -274,7 +274,7 @@ def test_a_missing_extra_is_named_before_anything_is_fetched(
         monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type] # how Python says "cannot be imported"
     model, output = told(wishes, capsys)
     assert model.is_fallback
-    assert f"needs {' and '.join(missing)}: pip install 'headrace[text]'" in output
+    assert f"needs {', '.join(missing)}: pip install 'headrace[text]'" in output
     assert "download" not in output
 
 

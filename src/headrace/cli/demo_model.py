@@ -122,7 +122,8 @@ def _why_not_the_real_one(wishes: Wishes, terminal: Terminal) -> str:
         return "--offline: nothing is fetched"
     missing = [package for package in NEEDED_BY_TEXT if find_spec(package) is None]
     if missing:
-        return f"{pinned.name} needs {' and '.join(missing)}: pip install 'headrace[text]'"
+        real = pinned.about.partition(",")[0]
+        return f"{real} needs {', '.join(missing)}: pip install 'headrace[text]'"
     terminal.row("model", pinned.about)
     if (_place(wishes) / "provenance.json").is_file():
         return ""
