@@ -59,6 +59,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--log-level", choices=["debug", "info", "warning", "error"], default="info"
     )
+    parser.add_argument("--access-log", action="store_true", help="one log line per request")
     server = parser.add_argument_group("server")
     server.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     server.add_argument("--port", type=int, help="port (default: 8000; 0: any free one)")
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from headrace.telemetry import logs
 
-    logs.configure(format=args.log_format, level=args.log_level)
+    logs.configure(format=args.log_format, level=args.log_level, access=args.access_log)
     if loaded.config.server.workers > 1:
         return _serve_with_workers(args, loaded.config)
     return _serve_alone(args, loaded.config)
@@ -142,6 +143,7 @@ def _serve_with_workers(args: argparse.Namespace, config: Config) -> int:
         args.name,
         args.log_format,
         args.log_level,
+        args.access_log,
     )
     log = logging.getLogger("headrace.server")
     announced = False

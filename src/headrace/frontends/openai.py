@@ -8,7 +8,7 @@ import numpy as np
 
 from headrace.clock import MonotonicClock
 from headrace.engine.engine import Engine
-from headrace.errors import HeadraceError, InvalidRequest
+from headrace.errors import HeadraceError, ModelNotFound
 from headrace.frontends.codecs import openai as codec
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.openapi import EMBEDDING
@@ -38,10 +38,10 @@ class EmbeddingsRoute:
         asked = codec.decode_embeddings(exchange.body)
         served = self._engine.catalog.resolve(asked.model)
         if served.task is None or served.task.kind != EMBEDDING:
-            raise InvalidRequest(
-                f"model '{asked.model}' makes no text embeddings",
-                code="unsupported_model",
-                hint=f"POST /v2/models/{asked.model}/infer serves it",
+            raise ModelNotFound(
+                f"model '{asked.model}' has no OpenAI endpoint: it does not embed texts",
+                hint=f"use POST /v2/models/{asked.model}/infer",
+                model=asked.model,
                 param="model",
             )
         codec.check_dimensions(asked, served.metadata.outputs[0].shape[-1])

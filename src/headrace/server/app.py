@@ -18,6 +18,7 @@ from headrace.config import Config, TlsConfig
 from headrace.engine.engine import Engine
 from headrace.engine.models import ModelManager
 from headrace.errors import ConfigError, ModelLoadError
+from headrace.frontends.access import LoggedConnection
 from headrace.frontends.asgi_bridge import AsgiBridge
 from headrace.frontends.http1 import Connection
 from headrace.frontends.lane import Lane
@@ -30,6 +31,8 @@ from headrace.loading import cache_folder
 from headrace.machine import usable_cores
 from headrace.repository.layout import ScanResult
 from headrace.server.group import Group
+from headrace.server.sockets import BACKLOG
+from headrace.telemetry.logs import access_log
 from headrace.telemetry.metrics import Metrics
 from headrace.telemetry.prometheus import render
 
@@ -86,10 +89,12 @@ class Application:
     async def listen(self, listener: socket.socket) -> None:
         """Answers on ``listener`` from now on; liveness at once, readiness after loading."""
         tls = self._config.server.tls
+        log = access_log()
         self._server = await self._loop.create_server(
-            lambda: Connection(self.lane),
+            lambda: Connection(self.lane) if log is None else LoggedConnection(self.lane, log),
             sock=listener,
             ssl=tls_context(tls) if tls else None,
+            backlog=BACKLOG,  # listens again, and its own default is 100
         )
 
     async def load(self, found: ScanResult) -> None:
@@ -113,6 +118,19 @@ class Application:
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
 
+    async def load_unless_stopped(self, found: ScanResult) -> bool:
+        """:meth:`load`; False if the end began first. Threads may then still be loading."""
+        loading = asyncio.ensure_future(self.load(found))
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if loading.done():
+            loading.result()
+            return True
+        loading.cancel()
+        await asyncio.wait({loading})
+        return False
+
     def stop(self) -> None:
         """Begins the end: readiness is false from now on."""
         self._stopping.set()
@@ -122,12 +140,11 @@ class Application:
         await self._stopping.wait()
         server = self._config.server
         await asyncio.sleep(server.readiness_grace_s)
-        assert self._server is not None
-        self._server.close()
-        served, answered = await asyncio.gather(
-            self.lane.drain(server.drain_timeout_s), self.engine.drain(server.drain_timeout_s)
-        )
-        return served and answered
+        if self._server is not None:
+            self._server.close()
+        # The engine after the lane: what has begun to arrive is still taken.
+        served = await self.lane.drain(server.drain_timeout_s)
+        return served and await self.engine.drain(server.drain_timeout_s)
 
     async def close(self) -> None:
         """Gives everything back, at once."""
@@ -162,6 +179,9 @@ async def serve(
 ) -> int:
     """One server process, from start to end.
 
+    Stopped while it loads, it ends the process itself: a thread that loads cannot be
+    interrupted, and the interpreter would wait for it.
+
     Returns:
         The exit status: 0 if every request was finished, 1 if some were cut off.
 
@@ -173,15 +193,15 @@ async def serve(
     try:
         if group is None:
             await app.listen(listener)
-            await app.load(found)
         else:
+            group.follow(app.stop)
+        loaded = await app.load_unless_stopped(found)
+        if loaded and group is not None:
             # Siblings answer on the same port: no connection should come here before it can
             # be served.
-            group.follow(app.stop)
-            await app.load(found)
             await app.listen(listener)
             await group.join(app.snapshot)
-        for line in announce:
+        for line in announce if loaded else ():
             _LOG.info("%s", line)
         finished = await app.run_until_stopped()
     finally:
@@ -191,7 +211,11 @@ async def serve(
         signals.restore()
     if not finished:
         _LOG.error("some requests were still under way after drain_timeout_s and were cut off")
-    return 0 if finished else 1
+    status = 0 if finished else 1
+    if not loaded:
+        logging.shutdown()
+        os._exit(status)
+    return status
 
 
 class _Signals:

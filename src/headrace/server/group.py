@@ -6,11 +6,16 @@ import asyncio
 from collections.abc import Callable
 
 from headrace.server.link import Seat, SupervisorLink
-from headrace.server.peers import collect, keep_snapshot, read_snapshot, serve_snapshot
+from headrace.server.peers import KeptSnapshot, collect, read_snapshot, serve_snapshot
 from headrace.telemetry.snapshot import counters_only, encode, merge
 
 _PEER_TIMEOUT_S = 1.0
 """A sibling that does not answer a scrape within this is read from its snapshot file."""
+
+
+def _counters(snapshot: bytes) -> bytes:
+    """What runs in a dead process ended with it; what it counted did not."""
+    return counters_only([snapshot])
 
 
 class Group:
@@ -20,18 +25,20 @@ class Group:
         self._seat = seat
         self.link = SupervisorLink(seat)
         predecessor = read_snapshot(seat.snapshot_path) if seat.generation else None
-        # What runs in a dead process ended with it; what it counted did not.
-        self._inherited = [] if predecessor is None else [counters_only([predecessor])]
+        self._inherited = [] if predecessor is None else [_counters(predecessor)]
         self._tasks: list[asyncio.Task[None]] = []
         self._server: asyncio.Server | None = None
-        self._own: Callable[[], bytes] | None = None
+        self._kept: KeptSnapshot | None = None
 
     async def join(self, snapshot: Callable[[], bytes]) -> None:
         """Answers siblings with ``snapshot`` and tells the supervisor that we are ready."""
-        self._own = snapshot
-        provider = self._with_inheritance
-        self._server = await serve_snapshot(self._seat.socket_path, provider)
-        self._tasks.append(asyncio.create_task(keep_snapshot(self._seat.snapshot_path, provider)))
+
+        def with_inheritance() -> bytes:
+            return encode(merge([snapshot(), *self._inherited]))
+
+        self._kept = KeptSnapshot(self._seat.snapshot_path, with_inheritance)
+        self._server = await serve_snapshot(self._seat.socket_path, self._kept.take)
+        self._tasks.append(asyncio.create_task(self._kept.keep()))
         self.link.ready()
 
     def follow(self, on_orphaned: Callable[[], None]) -> None:
@@ -44,9 +51,10 @@ class Group:
         self._tasks.append(asyncio.create_task(follow()))
 
     async def snapshots(self, own: bytes) -> list[bytes]:
-        """Everybody's counters, with ``own`` for this worker."""
+        """Everybody's counters; ``own`` are this worker's if it has not joined yet."""
         siblings = [path for path in self._seat.peer_paths if path != self._seat.socket_path]
-        return [own, *self._inherited, *await collect(siblings, _PEER_TIMEOUT_S)]
+        mine = [own, *self._inherited] if self._kept is None else [await self._kept.take()]
+        return [*mine, *await collect(siblings, _PEER_TIMEOUT_S, of_the_dead=_counters)]
 
     async def leave(self) -> None:
         """Keeps a last snapshot and gives the line back."""
@@ -56,7 +64,3 @@ class Group:
         if self._server is not None:
             self._server.close()
         self.link.close()
-
-    def _with_inheritance(self) -> bytes:
-        assert self._own is not None
-        return encode(merge([self._own(), *self._inherited]))

@@ -35,13 +35,12 @@ def listening_socket(
         ConfigError: the host is not an address of this machine, or the port needs
             privileges that this process lacks.
     """
-    listener = _bound_socket(host, port, shared=shared)
+    listener = bound_socket(host, port, shared=shared)
     try:
         listener.listen(backlog)
     except OSError as error:  # two sockets may bind alike; only one of them may listen
         listener.close()
         raise _explained(error, host, port) from error
-    listener.setblocking(False)
     return listener
 
 
@@ -57,13 +56,17 @@ def reserve_port(host: str, port: int) -> socket.socket:
     if port:
         # Listening without SO_REUSEPORT is the test that fails wherever anybody is there.
         listening_socket(host, port, backlog=1).close()
-    placeholder = _bound_socket(host, port, shared=True)
+    placeholder = bound_socket(host, port, shared=True)
     # Without this a second supervisor could bind beside us until our first worker listens.
     placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     return placeholder
 
 
-def _bound_socket(host: str, port: int, *, shared: bool) -> socket.socket:
+def bound_socket(host: str, port: int, *, shared: bool) -> socket.socket:
+    """As :func:`listening_socket`, before it listens: the kernel gives it no connections yet.
+
+    So a worker that is still loading keeps nobody waiting whom a sibling could serve.
+    """
     family, address = _resolve(host, port)
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -72,6 +75,7 @@ def _bound_socket(host: str, port: int, *, shared: bool) -> socket.socket:
         if shared:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind(address)
+        bound.setblocking(False)
     except OSError as error:
         bound.close()
         raise _explained(error, host, port) from error

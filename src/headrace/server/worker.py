@@ -15,7 +15,7 @@ from headrace.repository.layout import scan
 from headrace.server.app import serve
 from headrace.server.group import Group
 from headrace.server.link import Seat
-from headrace.server.sockets import listening_socket
+from headrace.server.sockets import bound_socket
 from headrace.telemetry import logs
 
 
@@ -30,6 +30,7 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     name: str = ""
     log_format: logs.LogFormat = "auto"
     log_level: str = "info"
+    access_log: bool = False
 
     def command(self, seat: Seat) -> list[str]:
         """The command line of the worker for ``seat``."""
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs one worker to its end. The exit status is that of :func:`serve`."""
     seat = Seat.decode(arguments[0])
     spec = msgspec.json.decode(arguments[1], type=WorkerSpec)
-    logs.configure(level=spec.log_level, format=spec.log_format)
+    logs.configure(level=spec.log_level, format=spec.log_format, access=spec.access_log)
     return uvloop.run(_run(seat, spec))
 
 
@@ -50,7 +51,7 @@ async def _run(seat: Seat, spec: WorkerSpec) -> int:
     try:
         server = spec.config.server
         found = scan([Path(path) for path in spec.paths], config=spec.config, name=spec.name)
-        listener = listening_socket(server.host, server.port, shared=True)
+        listener = bound_socket(server.host, server.port, shared=True)
         return await serve(spec.config, found, listener, group=group)
     except Exception as error:
         # The supervisor shows the reason once for all workers.
