@@ -10,6 +10,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 
@@ -179,11 +180,12 @@ async def serve(
 ) -> int:
     """One server process, from start to end.
 
-    Stopped while it loads, it ends the process itself: a thread that loads cannot be
-    interrupted, and the interpreter would wait for it.
+    Stopped while it loads, or while a request does not end within ``drain_timeout_s``, it
+    ends the process itself: a thread that loads or runs a model cannot be interrupted, and
+    the interpreter would wait for it.
 
     Returns:
-        The exit status: 0 if every request was finished, 1 if some were cut off.
+        The exit status, 0: every request was finished.
 
     Raises:
         HeadraceError: it could not start.
@@ -204,18 +206,21 @@ async def serve(
         for line in announce if loaded else ():
             _LOG.info("%s", line)
         finished = await app.run_until_stopped()
+        if not (loaded and finished):
+            _end_process(0 if finished else 1)
     finally:
         if group is not None:
             await group.leave()
         await app.close()
         signals.restore()
-    if not finished:
+    return 0
+
+
+def _end_process(status: int) -> NoReturn:
+    if status:
         _LOG.error("some requests were still under way after drain_timeout_s and were cut off")
-    status = 0 if finished else 1
-    if not loaded:
-        logging.shutdown()
-        os._exit(status)
-    return status
+    logging.shutdown()
+    os._exit(status)
 
 
 class _Signals:
