@@ -82,10 +82,32 @@ _ELEMENT = {
 }
 """The JSON type of one element; integers for the rest."""
 
+
+def _to_bfloat16(array: np.ndarray) -> np.ndarray:
+    bits = v2_binary.float32_to_bfloat16(array)
+    if ((bits & 0x7F80) == 0x7F80).any():
+        raise OverflowError("it would be rounded to infinity")
+    return bits
+
+
+def _to_bytes(array: np.ndarray) -> np.ndarray:
+    encoded = np.empty(len(array), dtype=object)
+    encoded[:] = [text.encode() for text in array]
+    return encoded
+
+
+_CONVERT = {"BF16": _to_bfloat16, "BYTES": _to_bytes}
+"""Datatypes whose elements in JSON are not those of ``Tensor.data``."""
+
 _FLAT = {
-    datatype: msgspec.json.Decoder(list[_ELEMENT.get(datatype, int)]).decode  # type: ignore[misc]
-    for datatype in DTYPE_OF
+    datatype: (
+        msgspec.json.Decoder(list[_ELEMENT.get(datatype, int)]).decode,  # type: ignore[misc]
+        np.dtype(np.float32) if datatype == "BF16" else dtype,
+        _CONVERT.get(datatype),
+    )
+    for datatype, dtype in DTYPE_OF.items()
 }
+"""How a flat list is read, of what numpy makes an array, and what becomes of that."""
 
 _UNSUPPORTED_PARAMETERS = frozenset({"sequence_id", "shared_memory_region"})
 
@@ -109,12 +131,16 @@ def decode_request(
         parsed = _decode_request(body if json_size is None else memoryview(body)[:json_size])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         _malformed(error)
+    inputs = parsed.inputs
     if json_size is None:
-        tensors = [_decode_tensor(tensor, None) for tensor in parsed.inputs]
+        for tensor in inputs:
+            tensor.data = _array_of(tensor, None)  # type: ignore[assignment]  # now a Tensor
     else:
         binary = v2_binary.Reader(body, json_size)
-        tensors = [_decode_tensor(tensor, binary) for tensor in parsed.inputs]
+        for tensor in inputs:
+            tensor.data = _array_of(tensor, binary)  # type: ignore[assignment]
         binary.finish()
+    tensors: list[Tensor] = inputs  # type: ignore[assignment]  # nobody adds to the list
     request = InferenceRequest(model_name, tensors, model_version, parsed.id)
     parameters = parsed.parameters
     if parameters:
@@ -139,10 +165,10 @@ def _malformed(error: Exception) -> NoReturn:
     ) from None
 
 
-def _decode_tensor(tensor: _Input, binary: v2_binary.Reader | None) -> Tensor:
+def _array_of(tensor: _Input, binary: v2_binary.Reader | None) -> np.ndarray:
     datatype = tensor.datatype
-    flat = _FLAT.get(datatype)
-    if flat is None:
+    kind = _FLAT.get(datatype)
+    if kind is None:
         raise InvalidRequest(
             f"input '{tensor.name}' has the unknown datatype '{datatype}'",
             code="unknown_datatype",
@@ -161,6 +187,7 @@ def _decode_tensor(tensor: _Input, binary: v2_binary.Reader | None) -> Tensor:
         size_bytes = _binary_size(tensor)
         if size_bytes is not None:
             return _decode_binary(tensor, shape, size_bytes, binary)
+    flat, dtype, convert = kind
     try:
         values = flat(tensor.data)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -177,31 +204,14 @@ def _decode_tensor(tensor: _Input, binary: v2_binary.Reader | None) -> Tensor:
             got=len(values),
         )
     if not values:
-        return _with_data(tensor, v2_binary.empty(tensor.name, datatype, shape))
-    return _with_data(tensor, _to_array(tensor, values).reshape(shape))
-
-
-def _with_data(tensor: _Input, array: np.ndarray) -> Tensor:
-    whole: Tensor = tensor
-    whole.data = array
-    return whole
-
-
-def _to_array(tensor: _Input, values: list[Any]) -> np.ndarray:
-    datatype = tensor.datatype
-    if datatype == "BYTES":
-        array = np.empty(len(values), dtype=object)
-        array[:] = [value.encode() for value in values]
-        return array
+        return v2_binary.empty(tensor.name, datatype, shape)
     try:
         # The server sets numpy's overflow to "raise" for its event loop, once: asking for it
-        # here, per tensor, would cost more than the conversion.
-        if datatype == "BF16":
-            bits = v2_binary.float32_to_bfloat16(np.array(values, dtype=np.float32))
-            if ((bits & 0x7F80) == 0x7F80).any():
-                raise OverflowError("it would be rounded to infinity")
-            return bits
-        return np.array(values, dtype=DTYPE_OF[datatype])
+        # here, per tensor, would cost more than the conversion. And fromiter does not first
+        # go through the values to find out what they are.
+        array = np.fromiter(values, dtype, count)
+        if convert is not None:
+            array = convert(array)
     except (OverflowError, FloatingPointError) as error:
         raise InvalidRequest(
             f"input '{tensor.name}' holds a number that {datatype} cannot represent: {error}",
@@ -209,6 +219,7 @@ def _to_array(tensor: _Input, values: list[Any]) -> np.ndarray:
             input=tensor.name,
             expected=datatype,
         ) from None
+    return array.reshape(shape)
 
 
 def _decode_nested(tensor: _Input, shape: tuple[int, ...], problem: Exception) -> list[Any]:
@@ -277,7 +288,7 @@ def _binary_size(tensor: _Input) -> int | None:
 
 def _decode_binary(
     tensor: _Input, shape: tuple[int, ...], size_bytes: int, binary: v2_binary.Reader | None
-) -> Tensor:
+) -> np.ndarray:
     if binary is None:
         raise InvalidRequest(
             f"input '{tensor.name}' says 'binary_data_size', but the request has no "
@@ -292,7 +303,7 @@ def _decode_binary(
             code="wrong_binary_size",
             input=tensor.name,
         )
-    return _with_data(tensor, binary.read(tensor.name, tensor.datatype, shape, size_bytes))
+    return binary.read(tensor.name, tensor.datatype, shape, size_bytes)
 
 
 def _decode_output(output: _Output, *, default: bool) -> RequestedOutput:
@@ -406,9 +417,6 @@ _PlainKey = tuple[str, str, str, str, tuple[int, ...]]
 
 _plain_heads: dict[_PlainKey, bytes] = {}
 
-_CONVERTED = frozenset({"BYTES", "BF16"})
-"""Datatypes whose elements are not what JSON says."""
-
 
 def _encode_plain(response: InferenceResponse) -> bytes:
     """The common answer: one output, as JSON. Only its id and its data differ each time."""
@@ -419,7 +427,7 @@ def _encode_plain(response: InferenceResponse) -> bytes:
     if head is None:
         head = _remember_plain_head(response, tensor, key)
     # Asked here first: for nearly all there is nothing to convert.
-    values = _to_list(tensor) if datatype in _CONVERTED else tensor.data.ravel().tolist()
+    values = _to_list(tensor) if datatype in _CONVERT else tensor.data.ravel().tolist()
     if response.id:
         return b"".join((head, _encode(values), b'}],"id":', _encode(response.id), b"}"))
     return b"".join((head, _encode(values), b"}]}"))
