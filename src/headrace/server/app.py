@@ -47,6 +47,7 @@ class Application:
         server = config.server
         np.seterr(over="raise")  # a number too large for its datatype is the client's error
         self._config = config
+        self._tls = tls_context(server.tls) if server.tls else None
         self._group = group
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
@@ -89,12 +90,11 @@ class Application:
 
     async def listen(self, listener: socket.socket) -> None:
         """Answers on ``listener`` from now on; liveness at once, readiness after loading."""
-        tls = self._config.server.tls
         log = access_log()
         self._server = await self._loop.create_server(
             lambda: Connection(self.lane) if log is None else LoggedConnection(self.lane, log),
             sock=listener,
-            ssl=tls_context(tls) if tls else None,
+            ssl=self._tls,
             backlog=BACKLOG,  # listens again, and its own default is 100
         )
 

@@ -57,10 +57,9 @@ class Group:
         return [*mine, *await collect(siblings, _PEER_TIMEOUT_S, of_the_dead=_counters)]
 
     async def leave(self) -> None:
-        """Keeps a last snapshot and gives the line back."""
+        """Keeps a last snapshot. The line stays open: there may be a failure to tell."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._server is not None:
             self._server.close()
-        self.link.close()

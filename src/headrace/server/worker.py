@@ -59,6 +59,8 @@ async def _run(seat: Seat, spec: WorkerSpec) -> int:
         if isinstance(error, HeadraceError):
             return 1
         raise
+    finally:
+        group.link.close()
 
 
 if __name__ == "__main__":
