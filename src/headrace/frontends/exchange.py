@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+import msgspec
+
 from headrace.frontends import status
 from headrace.frontends.heads import Head
 
@@ -39,35 +41,22 @@ class Answering(Protocol):
         ...
 
 
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """A complete request. A handler answers it once, now or later, on the event loop.
 
     If the client leaves before the answer, ``cancel`` is called: set it to whatever must
     then stop.
     """
 
-    __slots__ = (
-        "arrived_ns",
-        "body",
-        "cancel",
-        "chunked",
-        "connection",
-        "finished",
-        "head",
-        "keep_alive",
-        "unsent",
-    )
-
-    def __init__(self, connection: Answering, head: Head, body: bytes, arrived_ns: int) -> None:
-        self.connection = connection
-        self.head = head
-        self.body = body
-        self.arrived_ns = arrived_ns
-        self.keep_alive = head.keep_alive
-        self.chunked = False  # the answer's length is not known when it begins
-        self.cancel: Callable[[], object] | None = None
-        self.unsent: list[bytes] | None = None  # waits for the answers to earlier requests
-        self.finished = False
+    connection: Answering
+    head: Head
+    body: bytes
+    arrived_ns: int
+    keep_alive: bool
+    chunked: bool = False  # the answer's length is not known when it begins
+    cancel: Callable[[], object] | None = None
+    unsent: list[bytes] | None = None  # waits for the answers to earlier requests
+    finished: bool = False
 
     def respond_json(self, body: bytes) -> None:
         """200 with JSON: the shortest way out."""

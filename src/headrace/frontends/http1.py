@@ -173,7 +173,7 @@ class Connection(asyncio.Protocol):
         """Hands a request on; False if the connection takes no further one."""
         if self._ending:
             return False
-        exchange = Exchange(self, head, body, _now_ns())
+        exchange = Exchange(self, head, body, _now_ns(), head.keep_alive)
         exchanges = self._exchanges
         exchanges.append(exchange)
         self.deadline_s = NEVER
@@ -396,8 +396,7 @@ class Connection(asyncio.Protocol):
         self.deadline_s = NEVER
         if refusal.limit:
             self._lane.counters.reject(refusal.limit)
-        exchange = Exchange(self, head, b"", 0)
-        exchange.keep_alive = False
+        exchange = Exchange(self, head, b"", 0, keep_alive=False)
         self._exchanges.append(exchange)
         unavailable = refusal.status == http.HTTPStatus.SERVICE_UNAVAILABLE
         headers = ((b"retry-after", b"1"),) if unavailable else ()

@@ -38,7 +38,7 @@ class Router:
         head = exchange.head
         route = head.route
         if route is not None:  # an inference request whose head has been here before
-            self._infer.handle(exchange, *route)
+            self._infer.handle(exchange, route[0], route[1])
             return
         if not head.target.startswith(b"/"):
             head.target = _origin_form(head.target)

@@ -6,6 +6,7 @@ import re
 from functools import partial
 from urllib.parse import unquote
 
+import msgspec
 import numpy as np
 
 from headrace.clock import MonotonicClock
@@ -54,8 +55,7 @@ class InferRoute:
                 request = self._raw_request(body, model, version)
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
-        reply = _InferReply(exchange, request)
-        ticket = self._engine.submit(request, reply)
+        ticket = self._engine.submit(request, _InferReply(exchange, request))
         exchange.cancel = partial(self._engine.cancel, ticket)
 
     def _raw_request(self, body: bytes, model: str, version: str) -> InferenceRequest:
@@ -89,24 +89,17 @@ class InferRoute:
         return _one_input(model, version, Tensor(spec.name, spec.datatype, shape, array))
 
 
-class _InferReply:
+class _InferReply(msgspec.Struct, eq=False):
     """Turns the engine's answer into bytes."""
 
-    __slots__ = ("_exchange", "_request")
-
-    def __init__(
-        self,
-        exchange: Exchange,
-        request: InferenceRequest,
-    ) -> None:
-        self._exchange = exchange
-        self._request = request
+    exchange: Exchange
+    request: InferenceRequest
 
     def complete(self, response: InferenceResponse, record: RequestRecord) -> None:
-        exchange = self._exchange
+        exchange = self.exchange
         exchange.cancel = None
         try:
-            body, blobs = v2_json.encode_response(response, self._request)
+            body, blobs = v2_json.encode_response(response, self.request)
         except HeadraceError as error:
             exchange.respond_error(error)
             return
@@ -123,8 +116,8 @@ class _InferReply:
         record.written_ns = _now_ns()
 
     def fail(self, error: HeadraceError) -> None:
-        self._exchange.cancel = None
-        self._exchange.respond_error(error)
+        self.exchange.cancel = None
+        self.exchange.respond_error(error)
 
 
 def _one_input(model: str, version: str, tensor: Tensor) -> InferenceRequest:
