@@ -192,6 +192,22 @@ def wait_until(holds: Any, what: str) -> None:
         time.sleep(0.01)
 
 
+def listening_port(pid: int) -> int:
+    """Where a process listens, 0 for nowhere; from the kernel, because it is told only when
+    the server is ready.
+    """
+    inodes = {
+        link.readlink().name.removeprefix("socket:[").removesuffix("]")
+        for link in Path(f"/proc/{pid}/fd").iterdir()
+        if link.is_symlink()
+    }
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A" and fields[9] in inodes:  # the state LISTEN
+            return int(fields[1].split(":")[1], 16)
+    return 0
+
+
 def make_gate_model(folder: Path) -> Path:
     """A Python model whose answer to the row 77 waits for the file ``open`` beside it.
 

@@ -147,14 +147,15 @@ class Connection(asyncio.Protocol):
             self._set_deadline()
 
     def eof_received(self) -> bool:
-        """The client sends no more, but may still read answers."""
+        """The client sends no more: it is leaving, and what it waited for is cancelled.
+
+        One that has only closed its half looks the same, and work for those who are gone is
+        what overload is made of; nginx, Go and uvicorn decide alike.
+        """
         self._ending = True
         if self._reader.state is not IDLE and not self._exchanges:
             self._refuse(refusals.malformed("the connection ended in the middle of a request"))
-        if not self._exchanges or not self._transport.can_write_eof():
-            return False  # TLS (which cannot write_eof) closes both ways at once
-        self._pause_reading()  # so that finish_ok takes the way that looks for the end
-        return True
+        return False  # the transport closes, once what was written is sent
 
     def pause_writing(self) -> None:
         """The client does not read: stop producing, and do not wait for ever."""
@@ -312,11 +313,7 @@ class Connection(asyncio.Protocol):
             return
         if self._postponed:
             self._start_postponed()
-        if (
-            self._resumed is None
-            and not self._ending
-            and len(self._exchanges) < self._limits.max_pipelined
-        ):
+        if self._resumed is None and len(self._exchanges) < self._limits.max_pipelined:
             self._resume_reading()
         if not self._exchanges and (
             self._ending or (self._lane.draining and self._reader.state is IDLE)
