@@ -77,18 +77,13 @@ class ModelState:
         return self.alone[0] if self.alone else self.queue.head()
 
 
-class RunningBatch:
+class RunningBatch(msgspec.Struct, frozen=True, gc=False):
     """One running batch."""
 
-    __slots__ = ("instance_id", "model", "request_ids", "started_ns")
-
-    def __init__(
-        self, model: int, instance_id: int, request_ids: tuple[int, ...], started_ns: int
-    ) -> None:
-        self.model = model
-        self.instance_id = instance_id
-        self.request_ids = request_ids
-        self.started_ns = started_ns
+    model: int
+    instance_id: int
+    request_ids: tuple[int, ...]
+    started_ns: int
 
 
 def model_statistics(model: ModelState) -> ModelStatistics:

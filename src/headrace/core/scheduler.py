@@ -243,14 +243,18 @@ class Scheduler:
 
     def _choose_model(self, allowed: tuple[int, ...]) -> int | None:
         """The model of the oldest request that can run now; the seam for fairness."""
-        chosen, oldest_ns = None, NEVER_NS
-        for number, model in self._waiting.items():
-            if model.running >= model.limits.max_concurrency or (allowed and number not in allowed):
-                continue
-            oldest = model.oldest()
-            if oldest is not None and oldest.arrival_ns < oldest_ns:
-                chosen, oldest_ns = number, oldest.arrival_ns
-        return chosen
+        eligible = [
+            number
+            for number, model in self._waiting.items()
+            if model.running < model.limits.max_concurrency and (not allowed or number in allowed)
+        ]
+        if len(eligible) > 1:
+            return min(eligible, key=self._oldest_arrival_ns)
+        return eligible[0] if eligible else None
+
+    def _oldest_arrival_ns(self, number: int) -> int:
+        oldest = self._waiting[number].oldest()
+        return NEVER_NS if oldest is None else oldest.arrival_ns
 
     def _start_batch(self, number: int, instance_id: int, now_ns: int) -> ExecuteBatch:
         model = self._waiting[number]

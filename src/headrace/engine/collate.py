@@ -7,7 +7,7 @@ row of padding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -80,6 +80,8 @@ def split(
                 code="wrong_output_rows",
                 hint="the first axis of every output must count the rows of the input",
             )
+    if len(rows) == 1:
+        return [[output[:real_rows] for output in outputs]]
     if len(rows) == real_rows:
         # One row each, the common case: walking along an axis is cheaper than slicing it.
         columns = [output[:real_rows, np.newaxis] for output in outputs]
@@ -101,13 +103,13 @@ def _round_up(size: int, multiple: int) -> int:
 
 def _concatenate(items: Sequence[Rows], rows: int, multiple: int) -> list[np.ndarray | None]:
     batch: list[np.ndarray | None] = []
-    for column in zip(*[item.arrays for item in items], strict=True):
+    missing = _round_up(rows, multiple) - rows
+    for index, first in enumerate(items[0].arrays):
         # Items meet only with an equal shape key, so an input is left out by all or by none.
-        arrays = [array for array in column if array is not None]
-        if not arrays:
+        if first is None:
             batch.append(None)
             continue
-        missing = _round_up(rows, multiple) - rows
+        arrays: list[Any] = [item.arrays[index] for item in items]
         if missing:
             arrays.extend([arrays[-1][-1:]] * missing)
         batch.append(np.concatenate(arrays))

@@ -301,10 +301,17 @@ class Engine:
     def _execute_batch(self, action: ExecuteBatch) -> None:
         served = self._models[action.model]
         parts = [self._parts[request_id] for request_id in action.request_ids]
-        job = BatchJob(action.batch_id, action.instance_id, served, parts)
-        job.rows, job.padded_length = action.rows, action.padded_length
-        if action.rows <= served.profile.inline_rows:
-            job.inline = True
+        inline = action.rows <= served.profile.inline_rows
+        job = BatchJob(
+            action.batch_id,
+            action.instance_id,
+            served,
+            parts,
+            action.rows,
+            action.padded_length,
+            inline,
+        )
+        if inline:
             job.run()
             self._events.append((self._after(job), job))
         else:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
+import msgspec
 import numpy as np
 
 from headrace.clock import MonotonicClock
@@ -27,38 +28,22 @@ _HOPS = 33
 _HOP_MIN_NS, _HOP_MAX_NS = 20_000, 150_000
 
 
-class BatchJob:
-    """One batch on its way through an instance. ``run`` fills in everything below ``parts``."""
+class BatchJob(msgspec.Struct, eq=False):
+    """One batch on its way through an instance. ``run`` fills in what has a default."""
 
-    __slots__ = (
-        "batch_id",
-        "collated_ns",
-        "error",
-        "executed_ns",
-        "finished_ns",
-        "inline",
-        "instance_id",
-        "padded_length",
-        "parts",
-        "pieces",
-        "rows",
-        "served",
-        "started_ns",
-    )
-
-    def __init__(
-        self, batch_id: int, instance_id: int, served: ServedModel, parts: Sequence[Member]
-    ) -> None:
-        self.batch_id = batch_id
-        self.instance_id = instance_id
-        self.served = served
-        self.parts = parts
-        self.rows = 0
-        self.padded_length = 0
-        self.inline = False
-        self.pieces: list[list[np.ndarray]] = []
-        self.error: HeadraceError | None = None
-        self.started_ns = self.collated_ns = self.executed_ns = self.finished_ns = 0
+    batch_id: int
+    instance_id: int
+    served: ServedModel
+    parts: Sequence[Member]
+    rows: int
+    padded_length: int
+    inline: bool
+    pieces: list[list[np.ndarray]] = []
+    error: HeadraceError | None = None
+    started_ns: int = 0
+    collated_ns: int = 0
+    executed_ns: int = 0
+    finished_ns: int = 0
 
     def run(self) -> None:
         """Collate, execute, split. Blocks; never raises."""
