@@ -161,8 +161,11 @@ def running_sum():
 
 
 @pytest.mark.slow
-def test_first_executions_from_many_threads_do_not_hang(write):
-    """Nine of a hundred processes hung before the tables of datatypes were primed."""
+def test_first_executions_from_two_threads_do_not_hang(write):
+    """In OpenVINO's own ``infer(arrays)``, which needs the tables that the runtime has primed.
+
+    Without them about one process in ten hangs, so that 30 in a row do with 96 %.
+    """
     path = write(onnx_models.embedder())
     script = textwrap.dedent(
         """
@@ -170,33 +173,35 @@ def test_first_executions_from_many_threads_do_not_hang(write):
         from concurrent.futures import ThreadPoolExecutor
         from pathlib import Path
         import numpy as np
+        import openvino
         from headrace.runtimes.base import Artifact, InstanceConfig
         from headrace.runtimes.openvino import OpenVinoRuntime
         path = Path(sys.argv[1])
         artifact = Artifact("m", "1", path, path.parent, "onnx")
-        model = OpenVinoRuntime().load(artifact, InstanceConfig(concurrency=4))
-        ids = [np.ones((n, 3), np.int64) for n in range(1, 9)]
-        with ThreadPoolExecutor(4) as threads:
-            assert len(list(threads.map(lambda x: model.execute([x, x]), ids))) == 8
+        OpenVinoRuntime().load(artifact, InstanceConfig())
+        compiled = openvino.Core().compile_model(path, "CPU", {"NUM_STREAMS": 2})
+        requests = [compiled.create_infer_request() for _ in range(2)]
+        x = np.ones((2, 3), np.int64)
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(lambda r: r.infer([x, x], share_inputs=True), requests))
         """
     )
-    for _ in range(25):
+    for _ in range(30):
         subprocess.run([sys.executable, "-c", script, str(path)], check=True, timeout=120)
 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_shapes(write):
-    model = load(write(onnx_models.embedder(width=64)))
-    rng = np.random.default_rng(0)
+    """8 layers, each of its own size: with OpenVINO's own limit this grows by a gigabyte."""
+    path = write(onnx_models.mlp(widths=(16, *range(64, 128, 8), 2)))
+    model = load(path)
+    rows = np.random.default_rng(0).permutation(2000)
 
-    def run(count: int) -> None:
-        for _ in range(count):
-            shape = tuple(rng.integers(1, 200, 2))
-            model.execute([rng.integers(0, 100, shape), np.ones(shape, np.int64)])
+    def run(sizes: np.ndarray) -> float:
+        for size in sizes.tolist():
+            model.execute([np.zeros((size, 16), np.float32)])
+        gc.collect()
+        return resident_mb()
 
-    run(1000)
-    gc.collect()
-    before = resident_mb()
-    run(4000)
-    gc.collect()
-    assert resident_mb() < before + 24
+    before = run(rows[:300])
+    assert run(rows[300:800]) < before + 100
