@@ -13,7 +13,16 @@ from benchmarks.results import Result, save
 from benchmarks.settings import Settings
 from benchmarks.tables import render
 
-BENCHMARKS = ("startup", "core", "overhead", "lone_request", "embedding", "memory", "load_curve")
+BENCHMARKS = (
+    "startup",
+    "core",
+    "python_path",
+    "overhead",
+    "lone_request",
+    "embedding",
+    "memory",
+    "load_curve",
+)
 
 QUICK = {"rounds": 3, "seconds": 1, "scale": 0.1}
 """To see that it runs; its figures are too noisy to quote."""

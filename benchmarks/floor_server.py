@@ -3,7 +3,7 @@
 Bare httptools on uvloop, msgspec, one bare model call for all requests of a turn of the
 event loop. It answers V2 inference requests for the tiny MLP correctly and does nothing
 else: no validation, routing, limits, time-outs, scheduling, stamps, metrics or shutdown. A
-wrong request ends the process, and every path is the inference path.
+wrong request loses its connection, and every path is the inference path.
 
 ``python -m benchmarks.floor_server MODEL json|binary PORT``; MODEL is the MLP's file or
 ``null``, which answers zeros without a model, as headrace's null runtime does.
@@ -75,15 +75,15 @@ _decode_json = msgspec.json.Decoder(_JsonRequest).decode
 _decode_binary = msgspec.json.Decoder(_BinaryRequest).decode
 
 
-class _Turn:
+class Turn:
     """The requests of one turn of the loop, run together at its end."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, run: Run) -> None:
         self._loop = loop
         self._run = run
-        self._waiting: list[tuple[_Connection, np.ndarray]] = []
+        self._waiting: list[tuple[FloorConnection, np.ndarray]] = []
 
-    def add(self, connection: _Connection, array: np.ndarray) -> None:
+    def add(self, connection: FloorConnection, array: np.ndarray) -> None:
         """Answered before the loop waits for the network again."""
         if not self._waiting:
             self._loop.call_soon(self._flush)
@@ -103,10 +103,10 @@ class _Turn:
             start = end
 
 
-class _Connection(asyncio.Protocol):
+class FloorConnection(asyncio.Protocol):
     """One client."""
 
-    def __init__(self, turn: _Turn) -> None:
+    def __init__(self, turn: Turn) -> None:
         self._turn = turn
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
@@ -126,7 +126,9 @@ class _Connection(asyncio.Protocol):
         raise NotImplementedError
 
 
-class _JsonConnection(_Connection):
+class JsonConnection(FloorConnection):
+    """V2 as JSON."""
+
     def on_message_complete(self) -> None:
         request = _decode_json(self._body)
         self._body = b""
@@ -140,8 +142,11 @@ class _JsonConnection(_Connection):
         self._transport.write(_JSON_HEAD % (len(body), body))
 
 
-class _BinaryConnection(_Connection):
-    """Needs one header, so llhttp calls back for each; the JSON floor is spared that."""
+class BinaryConnection(FloorConnection):
+    """V2 with binary tensors.
+
+    Needs one header, so llhttp calls back for each; the JSON floor is spared that.
+    """
 
     _json_size = 0
 
@@ -164,7 +169,7 @@ class _BinaryConnection(_Connection):
         self._transport.write(_BINARY_HEAD % (size, size + len(blob), header, blob))
 
 
-_CONNECTIONS: dict[str, type[_Connection]] = {"json": _JsonConnection, "binary": _BinaryConnection}
+CONNECTIONS: dict[str, type[FloorConnection]] = {"json": JsonConnection, "binary": BinaryConnection}
 
 
 def load(model: str) -> Run:
@@ -189,8 +194,8 @@ def load(model: str) -> Run:
 async def serve(model: str, wire: str, port: int) -> None:
     """Listens until the process is ended."""
     loop = asyncio.get_running_loop()
-    turn = _Turn(loop, load(model))
-    make = _CONNECTIONS[wire]
+    turn = Turn(loop, load(model))
+    make = CONNECTIONS[wire]
     server = await loop.create_server(lambda: make(turn), "127.0.0.1", port, backlog=1024)
     await server.serve_forever()
 

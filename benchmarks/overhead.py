@@ -71,7 +71,7 @@ def pair_of_servers(case: Case, settings: Settings) -> Iterator[tuple[Server, Se
     flags = () if case.model == "null" else ("--runtime", "onnxruntime")
     with (
         headrace_server(models, work, *flags) as ours,
-        floor_server(floor_model, case.wire, work) as floor,
+        floor_server(floor_model, case.wire) as floor,
     ):
         for server in (ours, floor):
             _check(server, case, requests, floor_model)

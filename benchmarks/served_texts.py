@@ -72,7 +72,7 @@ def serve_texts(server: Server, texts: Sequence[str], connections: int, work: Pa
 def _request(server: Server, text: str) -> bytes:
     tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": [text]}
     body = msgspec.json.encode({"inputs": [tensor]})
-    return http_request(server, PATH, {"Content-Type": "application/json"}, body)
+    return http_request(server.port, PATH, {"Content-Type": "application/json"}, body)
 
 
 def _embedding(body: bytes) -> np.ndarray:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 from headrace.client.processes import cpu_of
 
@@ -22,6 +24,8 @@ _STOP_TIMEOUT_S = 20.0
 _POLL_S = 0.005
 """How often a start is asked about; this much of a start-up time is the poll's own."""
 
+_LOG_SHOWN = 2000
+
 
 class ServerFailed(Exception):
     """The process ended, or did not become ready in time; the text has the end of its log."""
@@ -30,11 +34,14 @@ class ServerFailed(Exception):
 class Server:
     """One process that serves HTTP. ``pid`` and all below it count as the server."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], port: int) -> None:
+    def __init__(
+        self, name: str, port: int, process: subprocess.Popen[bytes], log: IO[bytes]
+    ) -> None:
         self.name = name
         self.port = port
         self.url = f"http://{HOST}:{port}"
         self._process = process
+        self._log = log
 
     @property
     def pid(self) -> int:
@@ -72,9 +79,19 @@ class Server:
             self._process.kill()
             self._process.wait()
 
-    def ended(self) -> bool:
-        """Whether the process is gone."""
-        return self._process.poll() is not None
+    def wait_until(self, is_up: Callable[[], bool]) -> None:
+        """Asks until the answer is yes.
+
+        Raises:
+            ServerFailed: the process ended instead, or took too long.
+        """
+        deadline_s = time.monotonic() + _START_TIMEOUT_S
+        while not is_up():
+            if self._process.poll() is not None or time.monotonic() > deadline_s:
+                self._log.seek(0)
+                log = self._log.read().decode(errors="replace")
+                raise ServerFailed(f"{self.name} did not start: {log[-_LOG_SHOWN:].strip()}")
+            time.sleep(_POLL_S)
 
     def _exchange(
         self, method: str, path: str, body: bytes, headers: dict[str, str]
@@ -90,7 +107,7 @@ class Server:
 
 @contextmanager
 def headrace_server(models: Path, work: Path, *flags: str) -> Iterator[Server]:
-    """``headrace serve`` on a free port, ready; its cache and its log are in ``work``.
+    """``headrace serve`` on a free port, ready; its cache is in ``work``.
 
     Raises:
         ServerFailed: it did not become ready.
@@ -100,13 +117,13 @@ def headrace_server(models: Path, work: Path, *flags: str) -> Iterator[Server]:
         sys.executable, "-m", "headrace", "serve", str(models), "--port", str(port),
         "--cache-dir", str(work / "cache"), "--log-level", "warning", *flags,
     ]  # fmt: skip
-    with _started("headrace", command, port, work) as server:
-        wait_ready(server, work)
+    with _started("headrace", port, command) as server:
+        server.wait_until(lambda: _is_ready(server))
         yield server
 
 
 @contextmanager
-def floor_server(model: str, wire: str, work: Path) -> Iterator[Server]:
+def floor_server(model: str, wire: str) -> Iterator[Server]:
     """``benchmarks.floor_server`` on a free port, listening.
 
     Raises:
@@ -114,18 +131,9 @@ def floor_server(model: str, wire: str, work: Path) -> Iterator[Server]:
     """
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.floor_server", model, wire, str(port)]
-    with _started("floor", command, port, work) as server:
-        _wait(server, work, lambda: _connects(port))
+    with _started("floor", port, command) as server:
+        server.wait_until(lambda: _connects(port))
         yield server
-
-
-def wait_ready(server: Server, work: Path) -> None:
-    """Until ``/v2/health/ready`` answers 200.
-
-    Raises:
-        ServerFailed: it ended instead, or took too long.
-    """
-    _wait(server, work, lambda: _is_ready(server))
 
 
 def environment() -> dict[str, str]:
@@ -142,24 +150,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def _started(name: str, command: Sequence[str], port: int, work: Path) -> Iterator[Server]:
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / f"{name}.log").open("wb") as log:
+def _started(name: str, port: int, command: Sequence[str]) -> Iterator[Server]:
+    with TemporaryFile() as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment())
-    server = Server(name, process, port)
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
-def _wait(server: Server, work: Path, is_up: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + _START_TIMEOUT_S
-    while not is_up():
-        if server.ended() or time.monotonic() > deadline_s:
-            log = (work / f"{server.name}.log").read_text(errors="replace")
-            raise ServerFailed(f"{server.name} did not start: {log[-2000:].strip()}")
-        time.sleep(_POLL_S)
+        server = Server(name, port, process, log)
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 def _connects(port: int) -> bool:

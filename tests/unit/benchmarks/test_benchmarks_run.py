@@ -19,6 +19,7 @@ from benchmarks import (
     memory,
     mlp,
     overhead,
+    python_path,
     startup,
 )
 from benchmarks.load import Generator
@@ -59,6 +60,13 @@ def test_overhead_compares_cpu_time_with_the_floor(settings: Settings) -> None:
     assert many.goals[0].value.median == figure(many, "cpu ratio")
 
 
+def test_the_path_through_python_is_measured_on_both_sides(settings: Settings) -> None:
+    result = python_path.measure("json", 4, settings)
+    more = figure(result, "us") - figure(result, "floor us")
+    assert figure(result, "floor us") > 0
+    assert figure(result, "more us") == pytest.approx(more)
+
+
 def test_a_lone_request_is_compared_with_the_bare_call(settings: Settings) -> None:
     result = lone_request.measure(Case("mlp", "binary"), settings)
     added = figure(result, "p50 us") - figure(result, "bare call us")
@@ -69,7 +77,7 @@ def test_a_lone_request_is_compared_with_the_bare_call(settings: Settings) -> No
 def test_the_floor_answers_what_the_model_does(wire: mlp.Wire, tmp_path: Path) -> None:
     file = mlp.write_mlp(tmp_path, seed=3)
     call = floor_server.load(str(file))
-    with running_floor(str(file), wire, tmp_path) as server:
+    with running_floor(str(file), wire) as server:
         for request in mlp.make_requests(wire, seed=3, count=4):
             status, answer = server.post(mlp.PATH, request.body, request.headers)
             assert status == 200
@@ -84,7 +92,7 @@ def test_load_without_wrk_comes_from_our_own_client(
     monkeypatch.setattr("shutil.which", lambda name: None)
     generator = Generator(mlp.make_requests("binary", seed=3), tmp_path)
     assert generator.name == "benchmarks.client"
-    with running_floor("null", "binary", tmp_path) as server:
+    with running_floor("null", "binary") as server:
         load = generator.run(server, connections=3, seconds=1)
     assert load.requests > 3
     assert 0 < load.p50_us <= load.p99_us
