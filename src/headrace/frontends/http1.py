@@ -67,6 +67,8 @@ class Connection(asyncio.Protocol):
         self._lingering = False
         self._ending = False  # no further request is read; closes after the last answer
         self._misses = 0
+        self._last_head: Head | None = None  # of those remembered, the one that came last here
+        self._last_raw_head = b""
         self._reading = True
         self._resumed: asyncio.Future[None] | None = None  # set while the client reads too slowly
         self._unsent_bytes = 0  # when last looked at
@@ -105,13 +107,19 @@ class Connection(asyncio.Protocol):
         reader = self._reader
         while reader.state is IDLE:
             # Between two requests: is this one whole, and is its head an old acquaintance?
-            end = data.find(_HEAD_END) + 4
-            head = lane.heads.get(data[:end])
-            if head is None:
-                if self._misses < _MISSES_MAX:
-                    self._misses += 1
-                    reader.raw_head = data[:end]
-                break
+            head = self._last_head
+            if head is not None and data.startswith(self._last_raw_head):
+                end = len(self._last_raw_head)
+            else:
+                end = data.find(_HEAD_END) + 4
+                raw_head = data[:end]
+                head = lane.heads.get(raw_head)
+                if head is None:
+                    if self._misses < _MISSES_MAX:
+                        self._misses += 1
+                        reader.raw_head = raw_head
+                    break
+                self._last_head, self._last_raw_head = head, raw_head
             self._misses = 0
             rest = len(data) - end - head.length
             if rest:

@@ -337,6 +337,18 @@ def test_a_remembered_head_may_come_in_pieces_or_pipelined(bench: Bench) -> None
     assert [answer.body for answer in client.answers()] == [b"%d" % n for n in range(5)]
 
 
+def test_a_client_may_change_between_heads_it_sent_before(bench: Bench) -> None:
+    client = bench.connect()
+    kinds = [b"A: 1\r\n", b"A: 22\r\n", b""]
+    order = [0, 1, 2, 0, 0, 1, 1, 2, 0]
+    for kind in order:
+        client.send(post(b"%d" % kind, kinds[kind]))
+    client.send(b"".join(post(b"%d" % kind, kinds[kind]) for kind in order))
+    assert [answer.body for answer in client.answers()] == [b"%d" % kind for kind in order * 2]
+    for kind, exchange in zip(order * 2, bench.exchanges, strict=True):
+        assert exchange.head.headers.get(b"a", b"") == kinds[kind][3:-2]
+
+
 @pytest.mark.parametrize(
     "sent",
     [
