@@ -24,11 +24,11 @@ class Catalog:
             ModelNotFound: no model of this name, or not in this version.
             ModelNotReady: known, and not ready: the message says why.
         """
-        served = self._routes.get((name, version))
-        if served is None:
-            self._explain_missing(name, version)
-        assert served is not None
-        return served
+        try:
+            return self._routes[name, version]
+        except KeyError:
+            error = self._missing(name, version)
+        raise error
 
     def metadata(self, name: str, version: str = "") -> ModelMetadata:
         """The public signature. Raises as :meth:`resolve`."""
@@ -88,10 +88,10 @@ class Catalog:
             latest = max(versions, key=lambda model: _number(model.version))
             self._routes[name, ""] = latest
 
-    def _explain_missing(self, name: str, version: str) -> None:
+    def _missing(self, name: str, version: str) -> ModelNotFound | ModelNotReady:
         known = {n: s for (n, _), s in self._statuses.items()}
         if name not in known:
-            raise ModelNotFound(
+            return ModelNotFound(
                 f"Request for unknown model: '{name}' is not found",
                 hint=f"the models here are {sorted(known)}" if known else "no model is loaded",
                 model=name,
@@ -99,7 +99,7 @@ class Catalog:
         statuses = [s for s in self.statuses() if s.name == name]
         versions = [s.version for s in statuses]
         if version and version not in versions:
-            raise ModelNotFound(
+            return ModelNotFound(
                 f"Request for unknown model: '{name}' version {version} is not found",
                 hint=f"the versions here are {versions}",
                 model=name,
@@ -107,7 +107,7 @@ class Catalog:
             )
         status = next((s for s in statuses if s.version == version), statuses[-1])
         number = f" version {status.version}" if status.version else ""
-        raise ModelNotReady(
+        return ModelNotReady(
             f"Request for unknown model: '{name}'{number} is not ready: "
             f"{status.state}{', ' + status.reason if status.reason else ''}",
             model=name,

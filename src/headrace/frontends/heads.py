@@ -43,10 +43,12 @@ class Head:
     order, as they came. ``length`` is the
     body's as announced (0 without a body; not known beforehand if chunked). ``plain``: the
     answer needs no Connection header, because this is HTTP/1.1 and the connection stays.
+    ``encoded``: the body must be decompressed first.
     ``route`` is the router's note to itself.
     """
 
     __slots__ = (
+        "encoded",
         "headers",
         "http_1_0",
         "keep_alive",
@@ -72,6 +74,7 @@ class Head:
         self.target = target
         self.headers = headers
         self.raw_headers = raw_headers
+        self.encoded = b"content-encoding" in headers
         self.length = int(headers.get(b"content-length", b"0"))
         self.http_1_0 = http_1_0
         self.keep_alive = keep_alive

@@ -193,7 +193,7 @@ class Connection(asyncio.Protocol):
             if len(exchanges) > self._limits.max_pipelined:  # the rest of what was read
                 self._postponed.append(exchange)
                 return not self._ending
-        if b"content-encoding" in head.headers:
+        if head.encoded:
             self._decompress(exchange)
         else:
             self._handle(exchange)
@@ -338,7 +338,7 @@ class Connection(asyncio.Protocol):
         postponed, exchanges = self._postponed, self._exchanges
         while postponed and len(exchanges) - len(postponed) < self._limits.max_pipelined:
             exchange = postponed.popleft()
-            if b"content-encoding" in exchange.head.headers:
+            if exchange.head.encoded:
                 self._decompress(exchange)
             else:
                 self._handle(exchange)
