@@ -253,7 +253,7 @@ def _prime(openvino: Any) -> None:
 
 
 def _spec(port: Any, model: str, index: int, role: str) -> TensorSpec:
-    name = port.get_any_name() if port.get_names() else f"{role}_{index}"
+    name = _name(port) or f"{role}_{index}"
     kind = port.element_type.get_type_name()
     datatype = _DATATYPES.get(kind)
     if datatype is None:
@@ -268,6 +268,17 @@ def _spec(port: Any, model: str, index: int, role: str) -> TensorSpec:
         return TensorSpec(name, datatype, (DYNAMIC,))
     sizes = tuple(DYNAMIC if size.is_dynamic else size.get_length() for size in shape)
     return TensorSpec(name, datatype, sizes)
+
+
+def _name(port: Any) -> str:
+    """What the file calls the tensor; "" if it has no name.
+
+    A port whose Identity or Cast was optimised away has the names of both tensors, in no
+    order; which of them is the model's own, only the port's node still knows.
+    """
+    names = port.get_names()
+    own = str(port.node.get_friendly_name()).removesuffix("/sink_port_0")
+    return own if own in names else min(names, default="")
 
 
 def _check_int32(array: np.ndarray | None, name: str) -> None:

@@ -10,9 +10,11 @@ import onnx
 import pytest
 
 from headrace.errors import InferenceFailed, MissingExtra, ModelLoadError
+from headrace.repository.onnx_writer import Node, write_model
 from headrace.runtimes.base import Artifact, InstanceConfig
 from headrace.runtimes.openvino import OpenVinoRuntime
 from headrace.testing import onnx_models
+from headrace.types import TensorSpec
 from tests.unit.runtimes.memory import resident_mb
 
 openvino = pytest.importorskip("openvino", reason="the extra 'openvino' is not installed")
@@ -147,6 +149,16 @@ class TestExecution:
         bits = np.arange(0x3F80, 0x3F80 + 16, dtype=np.uint16).reshape(2, 8)[:, ::2]
         bits.flags.writeable = False
         assert model.execute([bits])[0].tolist() == bits.tolist()
+
+
+@pytest.mark.parametrize("inner", ["a", "z"])
+def test_an_output_keeps_its_name_where_the_last_operator_is_optimised_away(tmp_path, inner):
+    """Exporters end models with Identity; then the port has the names of both tensors."""
+    path, spec = tmp_path / "model.onnx", TensorSpec("x", "FP32", (-1, 3))
+    nodes = [Node("Relu", ["x"], [inner]), Node("Identity", [inner], ["logits"])]
+    outputs = [TensorSpec("logits", "FP32", (-1, 3))]
+    write_model(path, nodes, inputs=[spec], outputs=outputs)
+    assert [output.name for output in load(path).outputs] == ["logits"]
 
 
 def running_sum():
