@@ -33,4 +33,4 @@ bench: ## the benchmarks; one JSON line per result, also in build/bench
 	$(PY) -m benchmarks
 
 docs: ## checks what the documents claim: links, commands, code, the life of a request
-	$(PYTEST) tests/tidy/test_docs.py tests/tidy/test_architecture.py
+	$(PYTEST) tests/tidy/test_docs.py tests/tidy/test_architecture.py tests/docs

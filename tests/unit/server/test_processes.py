@@ -258,7 +258,9 @@ def test_the_pause_doubles_up_to_its_bound(ends: int, expected_s: float) -> None
 
 
 PARENT = """
-import sys
+import signal, sys
+# Whoever runs the tests under nohup made every child ignore it, and so would we.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from headrace.server.processes import Supervisor, run_workers
 script, log = sys.argv[1:]
 def command(seat): return [sys.executable, "-I", "-S", "-c", script, seat.encode(), log]
