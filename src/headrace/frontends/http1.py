@@ -234,7 +234,7 @@ class Connection(asyncio.Protocol):
             else:
                 if outcome.limit:
                     self._lane.counters.reject(outcome.limit)
-                exchange.respond(outcome.status, outcome.body())
+                exchange.respond(outcome.status, outcome.body(self._limits))
 
         future.add_done_callback(finished)
 
@@ -405,7 +405,7 @@ class Connection(asyncio.Protocol):
         self._exchanges.append(exchange)
         unavailable = refusal.status == http.HTTPStatus.SERVICE_UNAVAILABLE
         headers = ((b"retry-after", b"1"),) if unavailable else ()
-        exchange.respond(refusal.status, refusal.body(), headers=headers)
+        exchange.respond(refusal.status, refusal.body(self._limits), headers=headers)
 
     def _close(self) -> None:
         """Nothing more will come; what was written is still sent."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from headrace.config import HttpLimits
 from headrace.frontends.status import v2_body
 
 
@@ -20,9 +21,11 @@ class Refusal(msgspec.Struct, frozen=True):
     hint: str = ""
     limit: str = ""
 
-    def body(self) -> bytes:
-        """The answer in the V2 protocol's error shape."""
-        details = {"limit": self.limit} if self.limit else None
+    def body(self, limits: HttpLimits) -> bytes:
+        """The answer in the V2 protocol's error shape, with what would have been allowed."""
+        details = None
+        if self.limit:
+            details = {"limit": self.limit, "allowed": getattr(limits, self.limit)}
         return v2_body(self.message, self.code, hint=self.hint, details=details)
 
 
