@@ -59,7 +59,10 @@ class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Certificate chain and key in PEM; through the standard library's ``ssl``."""
 
     certificate: str
+    """File with the server's certificate, and those that lead to a root, in that order."""
+
     key: str
+    """File with the certificate's private key, without a pass phrase."""
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

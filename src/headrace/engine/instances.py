@@ -69,6 +69,9 @@ class BatchJob(msgspec.Struct, eq=False):
                 model=served.name,
             )
         self.finished_ns = _now_ns()
+        if self.error is not None:  # what was never reached took no time
+            self.collated_ns = self.collated_ns or self.finished_ns
+            self.executed_ns = self.executed_ns or self.finished_ns
 
 
 def _wrong_output_count(served: ServedModel, got: int) -> InferenceFailed:

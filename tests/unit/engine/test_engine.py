@@ -105,6 +105,26 @@ async def test_an_exception_of_the_model_is_its_own_fault_and_no_end_of_the_serv
     assert (await bench.engine.infer(request([1, 1]))).outputs[0].data.tolist() == [[1, 1]]
 
 
+@pytest.mark.parametrize("where", ["execute", "collate"])
+async def test_a_batch_that_fails_takes_no_negative_time(bench, where):
+    model = ScriptedModel()
+
+    def compute(x):
+        raise InferenceFailed("no")
+
+    model.compute = compute
+    bench.serve(model)
+    if where == "collate":
+        model.shape_policy = None  # collating raises before the model is asked
+    asking = [bench.engine.infer(request([i, i])) for i in range(2)]
+    await asyncio.gather(*asking, return_exceptions=True)
+
+    for batch in bench.watcher.batches:
+        assert batch.collate_ns >= 0
+        assert batch.execute_ns >= 0
+        assert batch.split_ns >= 0
+
+
 async def test_too_few_rows_out_is_nobodys_answer(bench):
     model = ScriptedModel()
     model.compute = lambda x: [x[:1]]
