@@ -129,7 +129,6 @@ REFUSED: dict[str, tuple[bytes, int]] = {
         _HEAD + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         400,
     ),
-    "TE.0": (_HEAD + b"Transfer-Encoding:\r\n\r\n0\r\n\r\n", 400),
     "xchunked": (_HEAD + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 501),
     "chunked with a vertical tab": (
         _HEAD + b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
@@ -171,6 +170,14 @@ REFUSED: dict[str, tuple[bytes, int]] = {
         400,
     ),
 }
+
+
+def test_an_empty_transfer_encoding_is_refused() -> None:
+    """TE.0, by the parser or by us; which of the two depends on the parser's version."""
+    client = Bench(reply=echo).connect()
+    client.send(_HEAD + b"Transfer-Encoding:\r\n\r\n0\r\n\r\n" + post(b"smuggled"))
+    assert client.answer().status in (400, 501)
+    assert client.over
 
 
 @pytest.mark.parametrize("sent", TAKEN.values(), ids=TAKEN)
