@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+
 from headrace.core.actions import RejectRequest
 from headrace.engine.inflight import Ticket
 from headrace.engine.served import ServedModel
-from headrace.errors import CapacityError, DeadlineExceeded, ModelNotReady, Overloaded
+from headrace.errors import (
+    CapacityError,
+    DeadlineExceeded,
+    HeadraceError,
+    InferenceFailed,
+    ModelNotReady,
+    Overloaded,
+)
+
+_LOG = logging.getLogger("headrace.engine")
 
 _FULL_HINT = "retry later, send fewer at a time, or raise max_queue_size"
 
@@ -51,6 +62,19 @@ def expired(ticket: Ticket, *, waited_ns: int, running: bool) -> DeadlineExceede
         hint="raise the timeout, send less, or add capacity",
         model=ticket.served.name,
         waited_ms=waited_ms,
+    )
+
+
+def unanswerable(ticket: Ticket, error: Exception) -> HeadraceError:
+    """The model ran, and its results could not be made an answer."""
+    if isinstance(error, HeadraceError):
+        return error
+    name = ticket.served.name
+    _LOG.error("model %s: no answer could be made of its results", name, exc_info=error)
+    return InferenceFailed(
+        f"no answer could be made of the results of model '{name}': "
+        f"{type(error).__name__}: {error}",
+        model=name,
     )
 
 

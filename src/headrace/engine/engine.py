@@ -203,7 +203,8 @@ class Engine:
         if items:
             self._admit(ticket)
         else:
-            self._respond(ticket)
+            ticket.never_ran(self._now_ns())
+            self._outcomes.completed([ticket] if self._respond(ticket) else [])
 
     def _admit(self, ticket: Ticket) -> None:
         """Gives every part an id and reports them all at the end of this turn of the loop."""
@@ -352,21 +353,23 @@ class Engine:
             ticket.started_ns = started_ns
             ticket.finished_ns = finished_ns
             finished.append(ticket)
-        for ticket in finished:
-            self._respond(ticket)
-        self._outcomes.completed(finished)
+        self._outcomes.completed([ticket for ticket in finished if self._respond(ticket)])
 
-    def _respond(self, ticket: Ticket) -> None:
+    def _respond(self, ticket: Ticket) -> bool:
+        """Whether it was a success that was answered."""
+        if ticket.done:
+            return False  # ended by the answer to another one, a moment ago
         try:
             response = response_of(ticket)
-        except HeadraceError as error:
-            self._fail(ticket, "fail", error)
-            return
+        except Exception as error:  # noqa: BLE001 - one answer must not stop the others
+            self._fail(ticket, "fail", endings.unanswerable(ticket, error))
+            return False
         self._end(ticket)
         try:
             ticket.reply.complete(response, ticket)
         except Exception:  # noqa: BLE001 - one broken connection must not stop the others
             _LOG.exception("a reply could not be delivered")
+        return True
 
     def _reject_request(self, action: RejectRequest) -> None:
         ticket = _ticket_of(self._parts.pop(action.request_id))

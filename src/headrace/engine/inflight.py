@@ -72,6 +72,10 @@ class Ticket(RequestRecord, gc=True, eq=False, kw_only=True):
         """Every part; itself where there is only one."""
         return self.parts or (self,)
 
+    def never_ran(self, now_ns: int) -> None:
+        """There was nothing to run, which took no time."""
+        self.admitted_ns = self.batched_ns = self.started_ns = self.finished_ns = now_ns
+
 
 Member = Part | Ticket
 """What a batch is made of."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from headrace.engine.inflight import Ticket
 from headrace.engine.instances import BatchJob
 from headrace.engine.served import ServedModel
@@ -69,9 +67,15 @@ def response_of(ticket: Ticket) -> InferenceResponse:
         HeadraceError: the task could not make an answer of the results.
     """
     served, request = ticket.served, ticket.request
-    if served.task is None:
-        usage = None
-        outputs = _tensors(served, ticket.result or ())
+    sole, arrays, usage = served.sole_output, ticket.result, None
+    if sole is not None and arrays is not None:  # the common case has nothing to pair
+        array = arrays[0]
+        outputs = [Tensor(sole.name, sole.datatype, array.shape, array)]
+    elif served.task is None:
+        outputs = [
+            Tensor(spec.name, spec.datatype, array.shape, array)
+            for spec, array in zip(served.loaded.outputs, arrays or (), strict=True)
+        ]
     else:
         usage = Usage(ticket.tokens)
         outputs = _finish(served.task, ticket)
@@ -79,17 +83,6 @@ def response_of(ticket: Ticket) -> InferenceResponse:
         index = served.output_index
         outputs = [outputs[index[wanted.name]] for wanted in request.outputs]
     return InferenceResponse(served.name, served.version, request.id, outputs, None, usage)
-
-
-def _tensors(served: ServedModel, arrays: Sequence[np.ndarray]) -> list[Tensor]:
-    sole = served.sole_output
-    if sole is not None:  # the common case has nothing to pair
-        array = arrays[0]
-        return [Tensor(sole.name, sole.datatype, array.shape, array)]
-    return [
-        Tensor(spec.name, spec.datatype, array.shape, array)
-        for spec, array in zip(served.loaded.outputs, arrays, strict=True)
-    ]
 
 
 def _finish(task: Task, ticket: Ticket) -> list[Tensor]:

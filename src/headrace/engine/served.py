@@ -94,7 +94,8 @@ class ServedModel:
         self.batchable = False
         self.preparing = 0  # requests that a task is turning into items right now
         self.padding = task.padding if task is not None else None
-        self.sole_output = loaded.outputs[0] if len(loaded.outputs) == 1 else None
+        # The answer itself, where there is one output and no task makes something of it.
+        self.sole_output = loaded.outputs[0] if task is None and len(loaded.outputs) == 1 else None
         self.timeout_ns = int(config.queue.timeout_s * 1e9)
         self.nonfinite_refused = not config.allow_nonfinite
         inputs = metadata.inputs

@@ -336,6 +336,8 @@ class Words:
         return Prepared(items, tokens=sum(map(len, words)))
 
     def finish(self, request, items, results):
+        if request.id == "unlucky":
+            raise ZeroDivisionError("no words")
         total = np.array([sum(float(result[0][0, 0]) for result in results)], dtype=np.float32)
         return [Tensor("total", "FP32", (1,), total)]
 
@@ -377,6 +379,44 @@ async def test_padding_is_counted(bench, words):
 
 async def test_a_request_of_nothing_is_answered(bench, words):
     assert (await bench.engine.infer(text(b""))).outputs[0].data[0] == 0
+    assert bench.watcher.ends == ["complete"]
+    record = bench.watcher.records[0]
+    assert record.admitted_ns == record.batched_ns == record.finished_ns > 0
+
+
+async def test_a_result_that_a_task_cannot_make_an_answer_of_fails_alone(bench, words, caplog):
+    unlucky = text(b"a")
+    unlucky.id = "unlucky"
+    answers = await asyncio.gather(
+        *(bench.engine.infer(ask) for ask in (text(b"a"), unlucky, text(b"b"))),
+        return_exceptions=True,
+    )
+
+    assert [answers[i].outputs[0].data[0] for i in (0, 2)] == [ord("a"), ord("b")]
+    assert isinstance(answers[1], InferenceFailed)
+    assert "ZeroDivisionError: no words" in answers[1].message
+    assert sorted(bench.watcher.ends) == ["complete", "complete", "fail:inference_failed"]
+
+
+async def test_an_answer_may_end_another_request_of_its_batch(bench):
+    bench.serve(ScriptedModel(), profile=INLINE)
+    log = []
+
+    class Reply:
+        def complete(self, response, record):
+            log.append("answered")
+            bench.engine.cancel(second)
+
+        def fail(self, error):
+            raise AssertionError(error)
+
+    bench.engine.submit(request([1, 1]), Reply())
+    second = bench.engine.submit(request([2, 2]), Reply())
+    await bench.engine.infer(request([3, 3]))
+
+    assert log == ["answered"]
+    assert sorted(bench.watcher.ends) == ["cancel:cancelled", "complete", "complete"]
+    assert bench.engine.statistics().live == 0
 
 
 async def test_what_a_task_refuses_is_the_callers_error(bench, words, caplog):
