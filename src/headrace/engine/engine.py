@@ -27,6 +27,7 @@ from headrace.core.actions import (
     RejectRequest,
 )
 from headrace.core.events import (
+    NEVER_NS,
     BatchCompleted,
     BatchFailed,
     BatchLimits,
@@ -95,6 +96,7 @@ class Engine:
         self._idle = asyncio.Event()
         self._idle.set()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_ns = NEVER_NS
         self._shape_keys = ShapeKeys()
         self._preprocessor = Preprocessor(self._loop, preprocess_threads, self._on_prepared)
         self._instances = [
@@ -284,19 +286,16 @@ class Engine:
 
     def _set_timer(self) -> None:
         wakeup_ns = self._scheduler.next_wakeup_ns()
-        if wakeup_ns is None:
+        if wakeup_ns is None or wakeup_ns >= self._timer_ns:
             return
-        when_s = wakeup_ns / 1e9
-        timer = self._timer
-        if timer is not None and timer.when() <= when_s:
-            return
-        if timer is not None:
-            timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_ns = wakeup_ns
         delay_s = max(0.0, (wakeup_ns - self._now_ns()) / 1e9)
         self._timer = self._loop.call_later(delay_s, self._on_timer)
 
     def _on_timer(self) -> None:
-        self._timer = None
+        self._timer, self._timer_ns = None, NEVER_NS
         self._drive(TimerFired())
 
     def _execute_batch(self, action: ExecuteBatch) -> None:
