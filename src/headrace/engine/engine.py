@@ -128,7 +128,7 @@ class Engine:
             if self._draining:
                 raise endings.shutting_down()
             arrays = check_inputs(request, served)
-            rows = rows_of(arrays, served) if served.batchable and served.task is None else 1
+            rows = rows_of(arrays, served) if served.rows_sent else 1
             ticket = Ticket(
                 served.name,
                 served.version,
@@ -136,6 +136,7 @@ class Engine:
                 0,
                 request.arrived_ns,
                 request.decoded_ns,
+                engine=self,
                 served=served,
                 request=request,
                 reply=reply,
@@ -249,6 +250,7 @@ class Engine:
         self._next_model += 1
         served.profile = profile
         served.batchable = profile.batchable
+        served.rows_sent = profile.batchable and served.task is None
         self._models[served.number] = served
         self._drive(ModelAdded(served.number, limits_of(served)))
         self.catalog.publish(served)

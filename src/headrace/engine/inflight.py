@@ -35,6 +35,14 @@ class Reply(Protocol):
         ...
 
 
+class Canceller(Protocol):
+    """The side of the engine that a ticket needs."""
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Nobody wants the answer any more."""
+        ...
+
+
 class Part(msgspec.Struct, eq=False):
     """Rows of a request that stay together: what is queued, batched and run.
 
@@ -57,6 +65,7 @@ class Ticket(RequestRecord, gc=True, eq=False, kw_only=True):
     and a stamp is one assignment.
     """
 
+    engine: Canceller
     served: ServedModel
     request: InferenceRequest
     reply: Reply
@@ -71,6 +80,10 @@ class Ticket(RequestRecord, gc=True, eq=False, kw_only=True):
     def all_parts(self) -> Sequence[Member]:
         """Every part; itself where there is only one."""
         return self.parts or (self,)
+
+    def cancel(self) -> None:
+        """Nobody wants the answer any more; see ``Engine.cancel``."""
+        self.engine.cancel(self)
 
     def never_ran(self, now_ns: int) -> None:
         """There was nothing to run, which took no time."""

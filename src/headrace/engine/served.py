@@ -64,6 +64,7 @@ class ServedModel:
         "preparing",
         "profile",
         "required",
+        "rows_sent",
         "runtime",
         "sole_output",
         "task",
@@ -92,6 +93,7 @@ class ServedModel:
         self.number = 0
         self.profile = Profile()
         self.batchable = False
+        self.rows_sent = False  # the caller's first axis counts rows, with no task in between
         self.preparing = 0  # requests that a task is turning into items right now
         self.padding = task.padding if task is not None else None
         # The answer itself, where there is one output and no task makes something of it.

@@ -96,6 +96,7 @@ class Connection(asyncio.Protocol):
         for exchange in exchanges:
             if exchange.cancel is not None:
                 exchange.cancel()
+                exchange.cancel = None  # or the request and its answer would hold one another
         self._reader.close()
 
     def data_received(self, data: bytes) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from headrace.clock import MonotonicClock
@@ -51,8 +49,7 @@ class EmbeddingsRoute:
         request = InferenceRequest(asked.model, [tensor])
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
-        ticket = self._engine.submit(request, _EmbeddingsReply(exchange, asked))
-        exchange.cancel = partial(self._engine.cancel, ticket)
+        exchange.cancel = self._engine.submit(request, _EmbeddingsReply(exchange, asked)).cancel
 
 
 class _EmbeddingsReply:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from typing import Any, Protocol, cast
 from urllib.parse import unquote
 
@@ -60,8 +59,7 @@ class PredictRoute:
         request = InferenceRequest(model, inputs, served.version)
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
-        ticket = self._engine.submit(request, _PredictReply(exchange, served))
-        exchange.cancel = partial(self._engine.cancel, ticket)
+        exchange.cancel = self._engine.submit(request, _PredictReply(exchange, served)).cancel
 
 
 class _PredictReply:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from urllib.parse import unquote
 
 import msgspec
@@ -55,8 +54,7 @@ class InferRoute:
                 request = self._raw_request(body, model, version)
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
-        ticket = self._engine.submit(request, _InferReply(exchange, request))
-        exchange.cancel = partial(self._engine.cancel, ticket)
+        exchange.cancel = self._engine.submit(request, _InferReply(exchange, request)).cancel
 
     def _raw_request(self, body: bytes, model: str, version: str) -> InferenceRequest:
         """The whole body is the one input (binary extension, "raw binary request")."""

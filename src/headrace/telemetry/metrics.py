@@ -101,14 +101,11 @@ class Metrics(Instrument):
             admitted_sum += admitted
             encoded_sum += encoded
             written_sum += written
-            ns = decoded - arrived
-            if ns > first_bound:
+            if admitted - arrived > first_bound:  # else neither of its parts is longer
                 decode[0] -= 1
-                decode[bucket(bounds, ns)] += 1
-            ns = admitted - decoded
-            if ns > first_bound:
+                decode[bucket(bounds, decoded - arrived)] += 1
                 prepare[0] -= 1
-                prepare[bucket(bounds, ns)] += 1
+                prepare[bucket(bounds, admitted - decoded)] += 1
             ns = written - encoded
             if ns > first_bound:
                 write[0] -= 1
