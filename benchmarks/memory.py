@@ -22,12 +22,12 @@ from benchmarks.settings import Settings
 
 NAME = "memory"
 REQUESTS = 200_000
-TEXTS = 8_000
-TEXTS_A_ROUND = 400
+TEXTS_A_ROUND, TEXT_ROUNDS = 400, 20
 MIN_ROUNDS = 8
 WARM_UP_SHARE = 0.25
-MAX_GROWTH_PERCENT = 1.0
-"""Of the resident size: what pages that come and go make of a flat line."""
+MAX_GROWTH_PERCENT = {"mlp": 1.0, "texts": 5.0}
+"""Of the resident size. Batches of texts are megabytes of ever new sizes, which the C library
+gives back to the system now and then: the level moves by some per cent from round to round."""
 
 _MIB = 1 << 20
 
@@ -42,9 +42,9 @@ class Sample(msgspec.Struct, frozen=True):
 def run(settings: Settings) -> Iterator[Result]:
     """The MLP, half JSON and half binary, then texts of varying lengths."""
     yield result_of("mlp, 16 connections", list(mlp_samples(settings)))
-    rounds = settings.scaled(TEXTS // TEXTS_A_ROUND, MIN_ROUNDS)
     try:
-        samples = list(text_samples(settings, rounds, TEXTS_A_ROUND))
+        texts = settings.scaled(TEXTS_A_ROUND, 64)
+        samples = list(text_samples(settings, TEXT_ROUNDS, texts))
     except Unavailable as error:
         yield Result(benchmark=NAME, case="texts", skipped=str(error))
         return
@@ -91,6 +91,7 @@ def result_of(case: str, samples: Sequence[Sample]) -> Result:
     """The row of these samples."""
     grown = growth_bytes(samples)
     end = samples[-1]
+    bound = MAX_GROWTH_PERCENT[case.partition(",")[0]]
     percent = Spread.of([grown / end.resident_bytes * 100])
     return Result(
         benchmark=NAME,
@@ -103,5 +104,5 @@ def result_of(case: str, samples: Sequence[Sample]) -> Result:
             "bytes/request": grown / end.requests,
             "samples": len(samples),
         },
-        goals=(Goal(f"growth of resident memory, {case}", percent, MAX_GROWTH_PERCENT, unit="%"),),
+        goals=(Goal(f"growth of resident memory, {case}", percent, bound, unit="%"),),
     )
