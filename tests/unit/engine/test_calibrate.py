@@ -221,32 +221,63 @@ def test_samples_have_the_signatures_shape(datatype):
     assert array.dtype == DTYPE_OF[datatype]
 
 
-def test_the_faster_runtime_is_kept_and_the_other_unloaded(price):
-    slow, fast = ScriptedModel(), ScriptedModel()
-    price(lambda inputs: 1)
-    loaded = {"reference": slow, "other": fast}
-    costs = {id(slow): 500, id(fast): 100}
-
-    def time_execution(model, inputs):
-        model.execute(inputs)
-        return costs[id(model)]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headrace.engine.selection.time_execution", time_execution)
-        name, model = keep_faster(list(loaded), loaded.__getitem__, padded=False)
-
-    assert (name, model) == ("other", fast)
-    assert (slow.unloaded, fast.unloaded) == (True, False)
+def runtimes(monkeypatch, **costs):
+    """Models that take what ``costs`` says, by name, wherever selection looks."""
+    models = {name: ScriptedModel() for name in costs}
+    taken = {id(models[name]): cost for name, cost in costs.items()}
+    for function in ("time_execution", "time_once"):
+        monkeypatch.setattr(
+            f"headrace.engine.selection.{function}", lambda model, inputs: taken[id(model)]
+        )
+    return models
 
 
-def test_a_fast_runtime_with_other_answers_loses(price):
-    price(lambda inputs: 1)
-    right, wrong = ScriptedModel(), ScriptedModel()
-    wrong.compute = lambda x: [x * 2.1]
-    loaded = {"reference": right, "other": wrong}
-    name, _ = keep_faster(list(loaded), loaded.__getitem__, padded=False)
+def test_the_faster_runtime_is_kept_and_the_other_unloaded(monkeypatch):
+    models = runtimes(monkeypatch, reference=500_000, other=100_000)
+    name, model = keep_faster(list(models), models.__getitem__, padded=False)
 
-    assert name == "reference"
+    assert (name, model) == ("other", models["other"])
+    assert (models["reference"].unloaded, models["other"].unloaded) == (True, False)
+
+
+def test_a_fast_runtime_with_other_answers_loses(monkeypatch):
+    models = runtimes(monkeypatch, reference=500_000, other=100_000)
+    models["other"].compute = lambda x: [x * 2.1]
+
+    assert keep_faster(list(models), models.__getitem__, padded=False)[0] == "reference"
+
+
+def test_a_fast_runtime_with_other_names_loses(monkeypatch):
+    models = runtimes(monkeypatch, reference=500_000, other=100_000)
+    models["other"].outputs = (TensorSpec("Identity:0", "FP32", (-1, 2)),)
+
+    assert keep_faster(list(models), models.__getitem__, padded=False)[0] == "reference"
+
+
+@pytest.mark.parametrize(
+    ("cost", "datatype", "padded", "compared"),
+    [
+        (5_000, "FP32", False, False),  # tiny: nothing to win
+        (500_000, "FP32", False, True),
+        (500_000, "INT64", False, False),  # another runtime might narrow it
+        (500_000, "INT64", True, True),  # token ids
+    ],
+)
+def test_a_second_runtime_is_loaded_only_where_it_may_win(
+    monkeypatch, cost, datatype, padded, compared
+):
+    models = runtimes(monkeypatch, reference=cost, other=1)
+    for model in models.values():
+        model.inputs = (TensorSpec("x", datatype, (-1, -1)),)
+    loads = []
+
+    def load(name):
+        loads.append(name)
+        return models[name]
+
+    keep_faster(list(models), load, padded=padded)
+
+    assert loads == (["reference", "other"] if compared else ["reference"])
 
 
 def test_a_runtime_that_cannot_load_it_does_not_matter(price):
