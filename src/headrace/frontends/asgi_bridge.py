@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -18,14 +19,30 @@ from headrace.frontends.exchange import Exchange, head_of
 _LOG = logging.getLogger("headrace.http")
 
 Message = MutableMapping[str, Any]
-Application = Callable[
-    [
-        MutableMapping[str, Any],
-        Callable[[], Awaitable[Message]],
-        Callable[[Message], Awaitable[None]],
-    ],
-    Awaitable[None],
-]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class LateApplication:
+    """An application that is imported and built when it is first needed, by any thread."""
+
+    def __init__(self, build: Callable[[], Application]) -> None:
+        self._build = build
+        self._lock = threading.Lock()
+        self._app: Application | None = None
+
+    def get(self) -> Application:
+        """The application; the first call takes as long as its imports."""
+        with self._lock:
+            if self._app is None:
+                self._app = self._build()
+            return self._app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        await self.get()(scope, receive, send)
 
 
 class AsgiBridge:

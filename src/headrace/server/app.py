@@ -20,11 +20,11 @@ from headrace.engine.engine import Engine
 from headrace.engine.models import ModelManager
 from headrace.errors import ConfigError, ModelLoadError
 from headrace.frontends.access import LoggedConnection
-from headrace.frontends.asgi_bridge import AsgiBridge
+from headrace.frontends.asgi_bridge import Application as Asgi
+from headrace.frontends.asgi_bridge import AsgiBridge, LateApplication
 from headrace.frontends.http1 import Connection
 from headrace.frontends.lane import Lane
 from headrace.frontends.openai import EmbeddingsRoute
-from headrace.frontends.rest import create_app
 from headrace.frontends.router import Router
 from headrace.frontends.v1_predict import PredictRoute
 from headrace.frontends.v2_infer import InferRoute
@@ -63,18 +63,12 @@ class Application:
         self.manager = ModelManager(
             self.engine, cache_dir=cache_folder(config, os.environ), instrument=self.metrics
         )
-        rest = create_app(
-            self.engine.catalog,
-            version=__version__,
-            metrics=self._metrics_page,
-            is_live=lambda: True,
-            is_ready=self.is_ready,
-        )
+        self._rest = LateApplication(self._build_rest)
         router = Router(
             InferRoute(self.engine),
             EmbeddingsRoute(self.engine),
             PredictRoute(self.engine),
-            AsgiBridge(rest, scheme="https" if server.tls else "http"),
+            AsgiBridge(self._rest, scheme="https" if server.tls else "http"),
         )
         self.lane = Lane(router.handle, limits=server.limits, counters=self.metrics.http)
         self._server: asyncio.Server | None = None
@@ -108,7 +102,10 @@ class Application:
         for problem in found.problems:
             catalog.set_status(problem.name, problem.version, "UNAVAILABLE", problem.reason)
             _LOG.error("model %s is left out: %s", problem.name, problem.reason)
+        # Loading a model is mostly reading a file: time to import what is not hot.
+        building = asyncio.ensure_future(asyncio.to_thread(self._rest.get))
         errors = await self.manager.load_all(found.models)
+        await building
         if len(errors) == len(found.models):
             raise errors[0] if errors else ModelLoadError(_nothing_found(found))
         for error in errors:
@@ -163,6 +160,17 @@ class Application:
             waiting = model.waiting + served.preparing
             self.metrics.queue_changed(served.name, served.version, waiting, model.running)
         return self.metrics.snapshot()
+
+    def _build_rest(self) -> Asgi:
+        from headrace.frontends.rest import create_app
+
+        return create_app(
+            self.engine.catalog,
+            version=__version__,
+            metrics=self._metrics_page,
+            is_live=lambda: True,
+            is_ready=self.is_ready,
+        )
 
     async def _metrics_page(self) -> bytes:
         snapshot = self.snapshot()
