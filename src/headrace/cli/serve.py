@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.loading import LoadedConfig, config_file, explain, load_config
+from headrace.loading import LoadedConfig, cache_folder, config_file, explain, load_config
 
 if TYPE_CHECKING:
     from headrace.config import Config
@@ -105,18 +105,22 @@ def _load(args: argparse.Namespace, env: Mapping[str, str]) -> LoadedConfig:
 
 
 def _serve_alone(args: argparse.Namespace, config: Config) -> int:
-    import uvloop
-
+    from headrace.engine.opening import Openings
     from headrace.repository.layout import scan
-    from headrace.server.app import serve
     from headrace.server.sockets import listening_socket
 
     found = scan([Path(path) for path in args.models], config=config, name=args.name)
     listener = listening_socket(config.server.host, config.server.port)
+    openings = Openings(found.models, cache_folder(config, os.environ))
+    # The models are on their way: time to import what will serve them.
+    import uvloop
+
+    from headrace.server.app import serve
+
     url = address(config, listener.getsockname()[1])
 
     async def main() -> int:
-        return await serve(config, found, listener, announce=_announcement(url))
+        return await serve(config, found, listener, openings=openings, announce=_announcement(url))
 
     return uvloop.run(main())
 

@@ -10,25 +10,17 @@ from pathlib import Path
 
 from headrace.engine.calibrate import MEASURED_IN_PART, calibrate
 from headrace.engine.engine import Engine
+from headrace.engine.opening import PARALLEL_LOADS, PROFILES, Opened, Openings, open_model
 from headrace.engine.profiles import ProfileStore, StoredProfile
-from headrace.engine.selection import choose_threads, keep_faster
 from headrace.engine.served import ServedModel
-from headrace.errors import HeadraceError, ModelLoadError
-from headrace.machine import cpu_model, usable_cores
+from headrace.errors import HeadraceError
 from headrace.repository.base import ModelSource
-from headrace.repository.onnx_check import check_onnx
-from headrace.repository.prepare import prepare
-from headrace.runtimes import registry as runtimes
-from headrace.runtimes.base import Artifact, InstanceConfig, LoadedModel
 from headrace.tasks import registry as tasks
 from headrace.tasks.base import Task
 from headrace.telemetry.instruments import Instrument
 from headrace.types import ModelMetadata
 
 _LOG = logging.getLogger("headrace.engine")
-
-_PARALLEL_LOADS = 2
-"""Loading is bound by disk and one core each; more at once only makes all of them later."""
 
 _CALIBRATION_MIN_NS = 60_000_000
 _CALIBRATION_SHARE = 0.15
@@ -43,9 +35,6 @@ _PLATFORMS = {
     "python": "python",
     "null": "null",
 }
-
-_ONE_COPY_EACH = frozenset({"python"})
-"""Runtimes whose every concurrent execution needs a copy of the model of its own."""
 
 
 class _Loaded:
@@ -65,15 +54,20 @@ class ModelManager:
         self._engine = engine
         self._cache_dir = cache_dir
         self._instrument = instrument
-        self._profiles = ProfileStore(cache_dir / "profiles")
+        self._profiles = ProfileStore(cache_dir / PROFILES)
         self._hop_ns = 0
         self._refining: set[asyncio.Task[None]] = set()
-        self._parallel = asyncio.Semaphore(_PARALLEL_LOADS)
+        self._parallel = asyncio.Semaphore(PARALLEL_LOADS)
 
-    async def load_all(self, sources: Sequence[ModelSource]) -> list[HeadraceError]:
-        """Loads all; those that fail are shown as UNAVAILABLE and returned as errors."""
+    async def load_all(
+        self, sources: Sequence[ModelSource], openings: Openings | None = None
+    ) -> list[HeadraceError]:
+        """Loads all; those that fail are shown as UNAVAILABLE and returned as errors.
+
+        ``openings``: where they are being opened already.
+        """
         outcomes = await asyncio.gather(
-            *(self.load(source) for source in sources), return_exceptions=True
+            *(self.load(source, openings) for source in sources), return_exceptions=True
         )
         errors: list[HeadraceError] = []
         for outcome in outcomes:
@@ -83,7 +77,7 @@ class ModelManager:
                 raise outcome
         return errors
 
-    async def load(self, source: ModelSource) -> ServedModel:
+    async def load(self, source: ModelSource, openings: Openings | None = None) -> ServedModel:
         """Loads one version and publishes it.
 
         Raises:
@@ -97,7 +91,11 @@ class ModelManager:
             if not self._hop_ns:
                 self._hop_ns = await self._engine.measure_hop_ns()
             async with self._parallel:
-                loaded = await asyncio.to_thread(self._load, source)
+                if openings is None:
+                    loaded = await asyncio.to_thread(self._load, source)
+                else:
+                    opened = await openings.of(source)
+                    loaded = await asyncio.to_thread(self._measure, opened)
         except HeadraceError as error:
             catalog.set_status(source.name, source.version, "UNAVAILABLE", error.message)
             raise
@@ -123,49 +121,23 @@ class ModelManager:
     # -- in a loading thread -----------------------------------------------------------------
 
     def _load(self, source: ModelSource) -> _Loaded:
-        started_ns = time.monotonic_ns()
-        source = prepare(source, self._cache_dir)
-        if source.format == "onnx":
-            check_onnx(source.path, source.folder)
-        artifact = Artifact(
-            name=source.name,
-            version=source.version,
-            path=source.path,
-            folder=source.folder,
-            format=source.format,
-            digest=source.digest,
-            options=source.config.runtime_options,
-        )
-        key, stored = self._remembered(source)
-        runtime, instances, model = _start(source, artifact, stored)
+        return self._measure(open_model(source, self._cache_dir))
+
+    def _measure(self, opened: Opened) -> _Loaded:
+        """What is still to be known before an opened model can be served."""
+        model = opened.model
         try:
-            served = _served(source, runtime, model)
-            if stored is not None:
-                return _Loaded(served, stored, key)
-            spent_ns = time.monotonic_ns() - started_ns
-            budget_ns = max(_CALIBRATION_MIN_NS, int(spent_ns * _CALIBRATION_SHARE))
+            served = _served(opened)
+            if opened.stored is not None:
+                return _Loaded(served, opened.stored, opened.store_key)
+            budget_ns = max(_CALIBRATION_MIN_NS, int(opened.spent_ns * _CALIBRATION_SHARE))
             profile = calibrate(model, served.padding, hop_ns=self._hop_ns, budget_ns=budget_ns)
         except BaseException:
             model.unload()
             raise
-        stored = StoredProfile(runtime, instances, profile)
-        self._profiles.save(key, stored)
-        return _Loaded(served, stored, key)
-
-    def _remembered(self, source: ModelSource) -> tuple[str, StoredProfile | None]:
-        config = source.config
-        key = self._profiles.key(
-            source.path,
-            source.format,
-            source.task,
-            config.runtime,
-            repr(config.runtime_options),
-            f"{config.instances}x{config.threads}",
-            cpu_model(),
-            str(usable_cores()),
-            *(f"{info.name}={info.version}" for info in runtimes.explain()),
-        )
-        return key, self._profiles.load(key)
+        stored = StoredProfile(opened.runtime, opened.instances, profile)
+        self._profiles.save(opened.store_key, stored)
+        return _Loaded(served, stored, opened.store_key)
 
     async def _refine(self, loaded: _Loaded) -> None:
         served = loaded.served
@@ -181,47 +153,8 @@ class ModelManager:
         await asyncio.to_thread(self._profiles.save, loaded.store_key, stored)
 
 
-def _start(
-    source: ModelSource, artifact: Artifact, stored: StoredProfile | None
-) -> tuple[str, InstanceConfig, LoadedModel]:
-    """Loads the model in the runtime and with the threads that were said, remembered or won."""
-    cores = usable_cores()
-    config = source.config
-
-    def load(name: str, instances: InstanceConfig) -> LoadedModel:
-        return runtimes.create(name).load(artifact, instances)
-
-    def default(name: str) -> InstanceConfig:
-        concurrency = config.instances or (1 if name in _ONE_COPY_EACH else cores)
-        return InstanceConfig(config.threads or max(1, cores // concurrency), concurrency)
-
-    if stored is not None:
-        return stored.runtime, stored.instances, load(stored.runtime, stored.instances)
-    padded = source.task.startswith("text-")
-    name = config.runtime
-    if name == "auto":
-        candidates = runtimes.candidates(source.format)
-        if not candidates:
-            raise ModelLoadError(
-                f"no installed runtime can run model '{source.name}' (format {source.format})",
-                hint="headrace doctor lists the runtimes and what each missing one needs",
-            )
-        name, model = keep_faster(candidates, lambda n: load(n, default(n)), padded=padded)
-    else:
-        model = load(name, default(name))
-    if config.instances or config.threads or name in _ONE_COPY_EACH:
-        return name, default(name), model
-    try:
-        instances, model = choose_threads(
-            model, lambda instances: load(name, instances), cores=cores, padded=padded
-        )
-    except BaseException:
-        model.unload()
-        raise
-    return name, instances, model
-
-
-def _served(source: ModelSource, runtime: str, model: LoadedModel) -> ServedModel:
+def _served(opened: Opened) -> ServedModel:
+    source, model, runtime = opened.source, opened.model, opened.runtime
     options = {**source.task_options, **source.config.task_options}
     task: Task | None = tasks.create(source.task, model.inputs, model.outputs, options)
     metadata = ModelMetadata(

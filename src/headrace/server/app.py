@@ -18,6 +18,7 @@ from headrace import __version__
 from headrace.config import Config, TlsConfig
 from headrace.engine.engine import Engine
 from headrace.engine.models import ModelManager
+from headrace.engine.opening import Openings
 from headrace.errors import ConfigError, ModelLoadError
 from headrace.frontends.access import LoggedConnection
 from headrace.frontends.asgi_bridge import Application as Asgi
@@ -92,8 +93,8 @@ class Application:
             backlog=BACKLOG,  # listens again, and its own default is 100
         )
 
-    async def load(self, found: ScanResult) -> None:
-        """Loads what the repository found.
+    async def load(self, found: ScanResult, openings: Openings | None = None) -> None:
+        """Loads what the repository found, some of it perhaps being opened already.
 
         Raises:
             HeadraceError: nothing at all could be loaded; the first reason.
@@ -104,7 +105,7 @@ class Application:
             _LOG.error("model %s is left out: %s", problem.name, problem.reason)
         # Loading a model is mostly reading a file: time to import what is not hot.
         building = asyncio.ensure_future(asyncio.to_thread(self._rest.get))
-        errors = await self.manager.load_all(found.models)
+        errors = await self.manager.load_all(found.models, openings)
         await building
         if len(errors) == len(found.models):
             raise errors[0] if errors else ModelLoadError(_nothing_found(found))
@@ -116,9 +117,11 @@ class Application:
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
 
-    async def load_unless_stopped(self, found: ScanResult) -> bool:
+    async def load_unless_stopped(
+        self, found: ScanResult, openings: Openings | None = None
+    ) -> bool:
         """:meth:`load`; False if the end began first. Threads may then still be loading."""
-        loading = asyncio.ensure_future(self.load(found))
+        loading = asyncio.ensure_future(self.load(found, openings))
         stopping = asyncio.ensure_future(self._stopping.wait())
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -184,6 +187,7 @@ async def serve(
     listener: socket.socket,
     *,
     group: Group | None = None,
+    openings: Openings | None = None,
     announce: Sequence[str] = (),
 ) -> int:
     """One server process, from start to end.
@@ -205,7 +209,7 @@ async def serve(
             await app.listen(listener)
         else:
             group.follow(app.stop)
-        loaded = await app.load_unless_stopped(found)
+        loaded = await app.load_unless_stopped(found, openings)
         if loaded and group is not None:
             # Siblings answer on the same port: no connection should come here before it can
             # be served.
