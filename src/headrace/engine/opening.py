@@ -102,7 +102,7 @@ def _remembered(source: ModelSource, profiles: ProfileStore) -> tuple[str, Store
         f"{config.instances}x{config.threads}",
         cpu_model(),
         str(usable_cores()),
-        *(f"{info.name}={info.version}" for info in runtimes.explain()),
+        *runtimes.fingerprint(),
     )
     return key, profiles.load(key)
 

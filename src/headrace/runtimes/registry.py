@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from importlib import import_module, metadata
+from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import MappingProxyType
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
 from headrace.errors import ConfigError, MissingExtra
 from headrace.runtimes.base import Runtime
+
+if TYPE_CHECKING:
+    from importlib import metadata
 
 ENTRY_POINTS = "headrace.runtimes"
 
@@ -128,6 +132,16 @@ def candidates(model_format: str) -> tuple[str, ...]:
     return (*ours, *theirs)
 
 
+def fingerprint() -> tuple[str, ...]:
+    """Changes when the library of one of our runtimes does. Costs a tenth of asking versions."""
+    prints = []
+    for name, known in _KNOWN.items():
+        spec = find_spec(known.module) if known.module else None
+        if spec is not None and spec.origin is not None:
+            prints.append(f"{name}={Path(spec.origin).stat().st_mtime_ns}")
+    return tuple(prints)
+
+
 def explain() -> list[RuntimeInfo]:
     """Every runtime known, whether it is there, and what it needs if it is not."""
     infos = []
@@ -142,6 +156,8 @@ def explain() -> list[RuntimeInfo]:
 
 
 def _plugins() -> dict[str, metadata.EntryPoint]:
+    from importlib import metadata  # a start-up that remembers its runtime does without
+
     points = metadata.entry_points(group=ENTRY_POINTS)
     return {point.name: point for point in points if point.name not in _KNOWN}
 
@@ -161,6 +177,8 @@ def _create_plugin(plugin: metadata.EntryPoint) -> Runtime:
 
 
 def _version(packages: tuple[str, ...]) -> str:
+    from importlib import metadata
+
     for package in packages:
         try:
             return metadata.version(package)

@@ -41,6 +41,18 @@ from headrace.telemetry.prometheus import render
 _LOG = logging.getLogger("headrace.server")
 
 
+_SETTLED_S = 0.5
+"""Looking at everything that start-up left takes tens of milliseconds; whoever waits for
+readiness should not wait for that too."""
+
+
+def _settle() -> None:
+    """What is alive now lives to the end: let the collector look at requests only."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
 class Application:
     """Everything of one process, from the listening socket to the instances."""
 
@@ -112,10 +124,7 @@ class Application:
         for error in errors:
             _LOG.error("%s", error.message)
         self._loaded = True
-        # What is alive now lives to the end: let the collector look at requests only.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 100)
+        self._loop.call_later(_SETTLED_S, _settle)
 
     async def load_unless_stopped(
         self, found: ScanResult, openings: Openings | None = None
