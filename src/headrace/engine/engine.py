@@ -82,7 +82,6 @@ class Engine:
         self._scheduler = Scheduler()
         self.catalog = Catalog()
         self._outcomes = Outcomes(instrument or Instrument(), self._now_ns)
-        self._instrument = instrument or Instrument()
         self._models: dict[int, ServedModel] = {}
         self._parts: dict[int, Member] = {}
         self._arrived: list[QueuedRequest] = []

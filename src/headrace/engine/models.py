@@ -12,7 +12,7 @@ from headrace.engine.calibrate import MEASURED_IN_PART, calibrate
 from headrace.engine.engine import Engine
 from headrace.engine.opening import PARALLEL_LOADS, PROFILES, Opened, Openings, open_model
 from headrace.engine.profiles import ProfileStore, StoredProfile
-from headrace.engine.served import ServedModel
+from headrace.engine.served import Profile, ServedModel
 from headrace.errors import HeadraceError
 from headrace.repository.base import ModelSource
 from headrace.tasks import registry as tasks
@@ -29,12 +29,8 @@ _CALIBRATION_SHARE = 0.15
 _REFINE_NS = 3_000_000_000
 """What was not measured before the model was ready is measured in the background."""
 
-_PLATFORMS = {
-    "onnxruntime": "onnxruntime_onnx",
-    "openvino": "openvino",
-    "python": "python",
-    "null": "null",
-}
+_PLATFORMS = {"onnxruntime": "onnxruntime_onnx"}
+"""What V2 metadata calls a runtime, where it is not its own name."""
 
 
 class _Loaded:
@@ -43,8 +39,12 @@ class _Loaded:
     def __init__(self, served: ServedModel, stored: StoredProfile, store_key: str) -> None:
         self.served = served
         self.stored = stored
-        self.profile = stored.profile
         self.store_key = store_key
+
+    @property
+    def profile(self) -> Profile:
+        """What was measured."""
+        return self.stored.profile
 
 
 class ModelManager:
