@@ -3,7 +3,7 @@
 PY ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 PYTEST = $(PY) -m pytest
 
-.PHONY: help venv check format test test-slow bench docs
+.PHONY: help venv check format test test-slow conformance protos bench docs
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,8 +29,16 @@ test: ## the default suite: minutes
 test-slow: ## long fuzzing, soak and conformance runs
 	$(PYTEST) -m slow || [ $$? -eq 5 ] # 5: there are none
 
+conformance: ## every client x every feature, and every difference to Triton; writes the reports
+	$(PY) -W ignore -m conformance table --write
+	$(PY) -W ignore -m conformance differential --write
+
 bench: ## the benchmarks; one JSON line per result, also in build/bench
 	$(PY) -m benchmarks
+
+protos: ## compiles the .proto files of gRPC and config.pbtxt
+	$(PY) -m grpc_tools.protoc -Isrc/headrace/protos --include_imports \
+	  --descriptor_set_out=src/headrace/protos/descriptors.binpb src/headrace/protos/*.proto
 
 docs: ## checks what the documents claim: links, commands, code, the life of a request
 	$(PYTEST) tests/tidy/test_docs.py tests/tidy/test_architecture.py tests/docs

@@ -6,7 +6,7 @@ can be made in a test, a notebook or the simulator without any of them.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -55,6 +55,46 @@ class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """A client that does not read its answer for so long is disconnected."""
 
 
+class Http2Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one HTTP/2 connection may cost, beside what ``HttpLimits`` says for both."""
+
+    max_concurrent_streams: Annotated[int, Meta(ge=1, le=100_000)] = 1024
+    """Requests under way on one connection; more are refused, and clients send them again.
+    nginx says 128, Go 250; a gRPC client has one connection for all its threads."""
+
+    max_message_bytes: Positive = 64 * MIB
+    """Largest gRPC message, also after decompression: as ``max_body_bytes``."""
+
+    stream_window_bytes: Annotated[int, Meta(ge=65_535, le=2**31 - 1)] = 1 * MIB
+    """What a client may send on one stream before it hears from us: a gigabit for 8 ms."""
+
+    connection_window_bytes: Annotated[int, Meta(ge=65_535, le=2**31 - 1)] = 16 * MIB
+    """The same for all streams of a connection together."""
+
+    max_buffered_bytes: Positive = 256 * MIB
+    """Of messages that are not complete yet, in one connection: four of the largest."""
+
+    max_header_list_bytes: Positive = 64 * KIB
+    """A request's header fields decoded, 32 bytes for each included: what a few bytes of HPACK
+    may stand for (a bomb). More ends the connection; above ``max_header_bytes`` the request
+    alone is refused."""
+
+    max_continuations: NotNegative = 16
+    """CONTINUATION frames after one HEADERS; a list of 32 KiB fits into two."""
+
+    max_control_frames: Positive = 4096
+    """SETTINGS, PING, PRIORITY, WINDOW_UPDATE and empty frames beyond those that ordinary
+    traffic has; every request and every frame with data allows four more."""
+
+    max_resets: Positive = 512
+    """Streams that the client cancels beyond those that it lets end (rapid reset,
+    CVE-2023-44487). A client that hedges every request stays below."""
+
+    max_unsent_bytes: Positive = 64 * MIB
+    """Of answers that wait for the client's window or its socket; while there is more, new
+    requests are refused, and clients send them again."""
+
+
 class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Certificate chain and key in PEM; through the standard library's ``ssl``."""
 
@@ -65,6 +105,26 @@ class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """File with the certificate's private key, without a pass phrase."""
 
 
+class TraceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the server's traces of single requests start with (Triton's ``--trace-config``)."""
+
+    level: tuple[Literal["OFF", "TIMESTAMPS", "TENSORS"], ...] = ("OFF",)
+    """What a trace contains. Over the trace API too, as all but ``file``."""
+
+    file: str = ""
+    """Where traces are written; "" writes none. Not for a caller to say: who could name a
+    file could overwrite any."""
+
+    rate: NotNegative = 1000
+    """One request of so many is traced; Triton's default."""
+
+    count: Annotated[int, Meta(ge=-1)] = -1
+    """Traces until it ends; -1: no end. Of each worker."""
+
+    log_frequency: NotNegative = 0
+    """0: one file. N: a further file for every N traces, ``<file>.0`` and so on."""
+
+
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where to listen and how many processes."""
 
@@ -73,6 +133,17 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     port: Port = 8000
     """Triton's HTTP port, so that its clients' defaults work; 0 picks a free one."""
+
+    grpc_port: Port | None = None
+    """A further port, for gRPC clients that expect one; gRPC is answered on ``port`` as well.
+    0 picks a free one."""
+
+    metrics_port: Port | None = None
+    """A further port for scrapers; ``/metrics`` is answered on ``port`` as well."""
+
+    grpc_server: Literal["headrace", "grpcio"] = "headrace"
+    """``grpcio``: its asyncio server on ``grpc_port``, which costs several times the CPU of our
+    own HTTP/2 lane. For those who rely on an option that only it has."""
 
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     """Processes that share the port. One is enough until the event loop is the limit."""
@@ -86,8 +157,42 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     preprocess_threads: NotNegative = 0
     """Threads for tokenisation and image decoding; 0 = number of cores."""
 
+    model_control: Literal["none", "poll", "explicit"] = "none"
+    """``none``: every model of the repository is loaded at the start. ``poll``: the repository
+    is looked at again every ``repository_poll_s``. ``explicit``: what ``load_models`` names is
+    loaded at the start, the rest when somebody asks for it over the repository API."""
+
+    load_models: tuple[str, ...] = ()
+    """With ``explicit``: the models to load at the start; ``["*"]``: all of them."""
+
+    repository_poll_s: Seconds = 15.0
+    """With ``poll``: between two looks at the repository; Triton's default."""
+
+    strict_readiness: bool = False
+    """True: ready means that every model that should be served is. False: that one is, so
+    that a model that is broken does not take its neighbours out of a balancer."""
+
+    exit_on_error: bool = False
+    """True: a model that cannot be loaded ends the server. False: it is left out, with the
+    reason in the log and in the index."""
+
+    response_cache_bytes: NotNegative = 64 * MIB
+    """Memory for the answers of models with ``response_cache = true``; used only by those."""
+
+    metrics_histograms: bool = False
+    """Adds the histograms of first responses to the ``nv_*`` series; Triton's default too."""
+
+    metrics_summaries: bool = False
+    """Adds the summaries (quantiles) to the ``nv_*`` series; Triton's default too."""
+
+    trace: TraceConfig = TraceConfig()
+
+    log_file: str = ""
+    """The log goes there instead of stderr."""
+
     tls: TlsConfig | None = None
     limits: HttpLimits = HttpLimits()
+    http2: Http2Limits = Http2Limits()
 
 
 class BatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -104,12 +209,110 @@ class BatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class QueueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How much may wait."""
 
+    priority_levels: NotNegative = 0
+    """A request's ``priority`` may be 1 (the first) to this; 0: it has no effect."""
+
+    default_priority: NotNegative = 0
+    """Of requests that say none; 0: the last level."""
+
     max_queue_size: Positive = 4096
     """Requests waiting for one model. At 1 ms each the last would wait 4 s, which nobody
     does; beyond it the answer is 503 with Retry-After."""
 
     timeout_s: Seconds = 60.0
     """A request without a timeout of its own is answered 504 after so long."""
+
+
+class TensorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One input or output as it is to be seen from outside. Shapes count rows first."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    optional: bool = False
+
+    model_shape: tuple[int, ...] | None = None
+    """What the model itself is given or gives, where that differs (Triton's ``reshape``)."""
+
+    ragged: bool = False
+    """Rows of different size run together, one after another, without padding (Triton's
+    ``allow_ragged_batch``)."""
+
+    labels: str = ""
+    """File in the model's folder with one name a line, for the classification extension."""
+
+
+class BatchInputConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An input that tells the model where one ragged row ends (Triton's ``batch_input``)."""
+
+    name: str
+    datatype: str
+    kind: str
+    source: str
+
+
+class ControlConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An input through which a model is told where in its sequence a request stands."""
+
+    name: str
+    kind: Literal["start", "end", "ready", "corrid"]
+    datatype: str
+    false_value: float = 0
+    true_value: float = 1
+
+
+class StateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An output that is fed back as an input to the next request of the same sequence."""
+
+    input_name: str
+    output_name: str
+    datatype: str
+    shape: tuple[int, ...]
+    """As the model has it, rows first where it has rows; free dimensions are 1 at first."""
+
+    initial_file: str = ""
+    """File in the model's folder with the raw bytes of the first value; "": zeros."""
+
+
+class SequenceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Requests of one sequence meet one instance, one after another, in order."""
+
+    strategy: Literal["direct", "oldest"] = "direct"
+    """``direct``: a sequence keeps its row in every batch. ``oldest``: rows are put
+    together as they come, at most one of each sequence."""
+
+    max_sequences: NotNegative = 0
+    """Under way in one instance; more wait. 0: as many as there are rows in a batch."""
+
+    idle_timeout_s: Seconds = 1.0
+    """A sequence without a request for so long is over; Triton's default."""
+
+    iterative: bool = False
+    """A request is run again until the model gives its final answer (Triton's
+    ``iterative_sequence``)."""
+
+    controls: tuple[ControlConfig, ...] = ()
+    states: tuple[StateConfig, ...] = ()
+
+
+class EnsembleStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model of an ensemble. The maps go from its own names to those of the ensemble."""
+
+    model: str
+    version: str = ""
+    input_map: dict[str, str]
+    output_map: dict[str, str]
+
+
+class WarmupConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A made-up request that runs before the model is ready."""
+
+    name: str = ""
+    rows: Positive = 1
+    count: Positive = 1
+    inputs: dict[str, dict[str, Any]] = {}
+    """Name -> ``{datatype, shape, data}``; ``data`` is "zero", "random" or a file in the
+    model's folder ``warmup``."""
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -148,6 +351,36 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     task_options: dict[str, Any] = {}
     """Handed to the task as they are (column names, labels, pooling, max_tokens ...)."""
+
+    inputs: tuple[TensorConfig, ...] = ()
+    """The signature as it is to be seen; () = as the model has it. Needed by Triton's
+    Python models and ensembles, which have none of their own."""
+
+    outputs: tuple[TensorConfig, ...] = ()
+    """The same for the outputs; those of the model that are not named here are not served."""
+
+    batch_inputs: tuple[BatchInputConfig, ...] = ()
+    ensemble: tuple[EnsembleStep, ...] = ()
+    """The steps of a model made of other models."""
+
+    sequence: SequenceConfig | None = None
+    """For models that keep a state between requests."""
+
+    decoupled: bool = False
+    """A request may have any number of answers (over gRPC's stream and ``generate_stream``)."""
+
+    response_cache: bool = False
+    """Equal requests are answered from memory; see ``server.response_cache_bytes``."""
+
+    warmup: tuple[WarmupConfig, ...] = ()
+    parameters: dict[str, str] = {}
+    """For the model's own use, and shown by its configuration route."""
+
+    metric_tags: dict[str, str] = {}
+    """Labels of the model's ``nv_*`` series."""
+
+    triton_config: dict[str, Any] = {}
+    """What the model's ``config.pbtxt`` said, as JSON; shown by its configuration route."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -79,22 +79,34 @@ class Tensor(msgspec.Struct, gc=False):
     data: np.ndarray
 
 
+class SharedMemoryRange(msgspec.Struct, frozen=True, gc=False):
+    """Bytes of a registered region of shared memory."""
+
+    region: str
+    offset: int
+    byte_size: int
+
+
 class RequestedOutput(msgspec.Struct, gc=False):
     """One output the caller asked for. ``binary`` is None where the caller did not say.
 
     ``classification`` > 0 asks for the top-k classes as BYTES ``"value:index[:label]"``.
+    ``shared_memory``: where it is to be put instead of into the answer.
     """
 
     name: str
     binary: bool | None = None
     classification: int = 0
+    shared_memory: SharedMemoryRange | None = None
 
 
 class InferenceRequest(msgspec.Struct):
     """One request, decoded but not yet checked against a model's signature.
 
     ``model_version`` "" means "the one the version policy serves". ``outputs`` None means
-    all. ``timeout_ns`` 0 means the model's default. Stamps are of the engine's clock.
+    all. ``timeout_ns`` 0 means the model's default; ``priority`` 0 the model's default too, 1
+    is the highest. ``sequence_id`` 0 or "": not part of a sequence. ``trace_context`` is the
+    caller's ``traceparent`` (W3C Trace Context), as it came. Stamps are of the engine's clock.
     """
 
     model_name: str
@@ -108,6 +120,10 @@ class InferenceRequest(msgspec.Struct):
     tenant: str = ""
     arrived_ns: int = 0
     decoded_ns: int = 0
+    sequence_id: int | str = 0
+    sequence_start: bool = False
+    sequence_end: bool = False
+    trace_context: str = ""
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
@@ -117,7 +133,10 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
 
 
 class InferenceResponse(msgspec.Struct, gc=False):
-    """The one answer to a request that succeeded. ``outputs`` are in the order asked for."""
+    """The answer to a request that succeeded, or one of several where a model streams them.
+
+    ``outputs`` are in the order asked for; the last of a stream may have none.
+    """
 
     model_name: str
     model_version: str

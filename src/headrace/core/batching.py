@@ -1,7 +1,9 @@
 """Which waiting requests run together now.
 
-Law: the oldest request is always in the batch. Everybody else joins only if it helps, so no
-order of arrivals can starve anyone, and a lone request never waits for company.
+Law: the first request is always in the batch: the oldest, of the best level where the model
+has priority levels. Everybody else joins only if it helps, so within a level no order of
+arrivals can starve anyone, and a lone request never waits for company. Below, "oldest" is in
+the queue's order.
 
 Two shapes of work:
 
@@ -16,6 +18,7 @@ Two shapes of work:
 from __future__ import annotations
 
 from headrace.core.events import BatchLimits, QueuedRequest
+from headrace.core.priorities import LevelledQueue
 from headrace.core.queueing import ModelQueue
 
 LOOKAHEAD_REQUESTS = 256
@@ -23,7 +26,7 @@ LOOKAHEAD_REQUESTS = 256
 budgets of short texts, and sorting them costs less than a thousandth of running one."""
 
 
-def take_batch(queue: ModelQueue, limits: BatchLimits) -> list[QueuedRequest]:
+def take_batch(queue: ModelQueue | LevelledQueue, limits: BatchLimits) -> list[QueuedRequest]:
     """Removes the next batch from ``queue`` and returns it, oldest (by length: shortest) first.
 
     The queue must not be empty.
@@ -33,7 +36,7 @@ def take_batch(queue: ModelQueue, limits: BatchLimits) -> list[QueuedRequest]:
     return _take_by_rows(queue, limits)
 
 
-def _take_by_rows(queue: ModelQueue, limits: BatchLimits) -> list[QueuedRequest]:
+def _take_by_rows(queue: ModelQueue | LevelledQueue, limits: BatchLimits) -> list[QueuedRequest]:
     batch = queue.take_front(limits.max_rows)
     if queue:
         rows = sum([request.rows for request in batch])
@@ -42,7 +45,9 @@ def _take_by_rows(queue: ModelQueue, limits: BatchLimits) -> list[QueuedRequest]
     return batch
 
 
-def _join_from_behind(queue: ModelQueue, batch: list[QueuedRequest], rows_left: int) -> None:
+def _join_from_behind(
+    queue: ModelQueue | LevelledQueue, batch: list[QueuedRequest], rows_left: int
+) -> None:
     """The front does not fit; somebody a little further back may."""
     key = batch[0].shape_key
     joined: list[QueuedRequest] = []
@@ -57,7 +62,7 @@ def _join_from_behind(queue: ModelQueue, batch: list[QueuedRequest], rows_left: 
         queue.remove(request.request_id for request in joined)
 
 
-def _take_by_length(queue: ModelQueue, limits: BatchLimits) -> list[QueuedRequest]:
+def _take_by_length(queue: ModelQueue | LevelledQueue, limits: BatchLimits) -> list[QueuedRequest]:
     window = queue.window(LOOKAHEAD_REQUESTS)
     anchor = window[0]
     candidates = [request for request in window if request.shape_key == anchor.shape_key]

@@ -17,8 +17,9 @@ class QueuedRequest(msgspec.Struct, frozen=True, gc=False):
 
     ``model`` is a small number the engine gave the model. ``rows`` stay together in one
     batch. ``length`` is the size along the axis that is padded (0: nothing is padded).
-    Requests meet in a batch only if their ``shape_key`` is equal. ``priority`` 0 is the
-    highest; ``tenant`` is a number too; both are carried, and not yet used to decide.
+    Requests meet in a batch only if their ``shape_key`` is equal. ``priority`` 1 is the
+    first where the model has levels (see ``priorities``), 0 says nothing. ``tenant`` is a
+    number too; it is carried, and not yet used to decide.
     """
 
     request_id: int
@@ -41,6 +42,8 @@ class BatchLimits(msgspec.Struct, frozen=True):
                          padding against a further execution
     max_queue_size       requests waiting; one more is rejected
     max_concurrency      batches of this model running at one time
+    priority_levels      a request's priority is 1 to this; below 2: it has no effect
+    default_priority     of requests that say none; 0: the last level
     """
 
     max_rows: int = 1
@@ -48,6 +51,8 @@ class BatchLimits(msgspec.Struct, frozen=True):
     batch_overhead_tokens: int = 0
     max_queue_size: int = 4096
     max_concurrency: int = 1
+    priority_levels: int = 0
+    default_priority: int = 0
 
 
 class RequestsArrived(msgspec.Struct, frozen=True, gc=False):
@@ -83,10 +88,15 @@ class BatchFailed(msgspec.Struct, frozen=True, gc=False):
 
 
 class ModelAdded(msgspec.Struct, frozen=True):
-    """Requests for ``model`` will be accepted from now on."""
+    """Requests for ``model`` will be accepted from now on.
+
+    ``dedicated``: it runs only on instances that name it, because its batches may wait for those
+    of other models and must not take the instances that these need.
+    """
 
     model: int
     limits: BatchLimits
+    dedicated: bool = False
 
 
 class LimitsChanged(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ from collections import deque
 import msgspec
 
 from headrace.core.events import BatchLimits, QueuedRequest
+from headrace.core.priorities import LevelledQueue, queue_for
 from headrace.core.queueing import ModelQueue
 
 
@@ -45,6 +46,7 @@ class ModelState:
         "batches",
         "cancelled",
         "completed",
+        "dedicated",
         "expired",
         "failed",
         "limits",
@@ -57,9 +59,10 @@ class ModelState:
         "service_ns",
     )
 
-    def __init__(self, limits: BatchLimits) -> None:
+    def __init__(self, limits: BatchLimits, *, dedicated: bool = False) -> None:
         self.limits = limits
-        self.queue = ModelQueue()
+        self.dedicated = dedicated
+        self.queue: ModelQueue | LevelledQueue = queue_for(limits)
         self.alone: deque[QueuedRequest] = deque()  # survivors of a failed batch, run singly
         self.running = 0  # batches
         self.running_requests = 0
@@ -68,6 +71,18 @@ class ModelState:
         self.batches = self.rows = 0
         self.completed = self.rejected = self.expired = self.cancelled = self.failed = 0
 
+    def change_limits(self, limits: BatchLimits) -> None:
+        """From now on these hold; what waits keeps its order within its level."""
+        was, self.limits = self.limits, limits
+        if (was.priority_levels, was.default_priority) != (
+            limits.priority_levels,
+            limits.default_priority,
+        ):
+            waiting = sorted(self.queue, key=_arrival)
+            self.queue = queue_for(limits)
+            for request in waiting:
+                self.queue.append(request)
+
     def waiting(self) -> int:
         """Requests queued, counting those that will run alone."""
         return len(self.queue) + len(self.alone)
@@ -75,6 +90,10 @@ class ModelState:
     def oldest(self) -> QueuedRequest | None:
         """The request that runs next; who must run alone has waited longest."""
         return self.alone[0] if self.alone else self.queue.head()
+
+
+def _arrival(request: QueuedRequest) -> tuple[int, int]:
+    return request.arrival_ns, request.request_id
 
 
 class RunningBatch(msgspec.Struct, frozen=True, gc=False):
@@ -88,7 +107,9 @@ class RunningBatch(msgspec.Struct, frozen=True, gc=False):
 
 def model_statistics(model: ModelState) -> ModelStatistics:
     """The public snapshot of one model's record."""
-    oldest = model.oldest()
+    oldest = [request.arrival_ns for request in model.alone]
+    if (queued := model.queue.oldest_arrival_ns()) is not None:
+        oldest.append(queued)
     return ModelStatistics(
         waiting=model.waiting(),
         running=model.running_requests,
@@ -99,5 +120,5 @@ def model_statistics(model: ModelState) -> ModelStatistics:
         expired=model.expired,
         cancelled=model.cancelled,
         failed=model.failed,
-        oldest_arrival_ns=None if oldest is None else oldest.arrival_ns,
+        oldest_arrival_ns=min(oldest, default=None),
     )

@@ -50,6 +50,11 @@ class ModelQueue:
             entries.popleft()
         return None
 
+    def oldest_arrival_ns(self) -> int | None:
+        """When the oldest came, or None."""
+        head = self.head()
+        return None if head is None else head.arrival_ns
+
     def pop(self) -> QueuedRequest:
         """Removes and returns the oldest.
 

@@ -246,7 +246,8 @@ class Scheduler:
         eligible = [
             number
             for number, model in self._waiting.items()
-            if model.running < model.limits.max_concurrency and (not allowed or number in allowed)
+            if model.running < model.limits.max_concurrency
+            and (number in allowed if allowed or model.dedicated else True)
         ]
         if len(eligible) > 1:
             return min(eligible, key=self._oldest_arrival_ns)
@@ -278,10 +279,10 @@ class Scheduler:
     def _on_model_added(self, event: ModelAdded, now_ns: int, actions: list[Action]) -> None:
         if event.model in self._models:
             raise KeyError(f"model {event.model} was added before")
-        self._models[event.model] = ModelState(event.limits)
+        self._models[event.model] = ModelState(event.limits, dedicated=event.dedicated)
 
     def _on_limits_changed(self, event: LimitsChanged, now_ns: int, actions: list[Action]) -> None:
-        self._models[event.model].limits = event.limits
+        self._models[event.model].change_limits(event.limits)
 
     def _on_model_removed(self, event: ModelRemoved, now_ns: int, actions: list[Action]) -> None:
         model = self._models[event.model]

@@ -47,9 +47,10 @@ class Driver:
         length: int = 0,
         shape: int = 0,
         deadline_ns: int = NEVER_NS,
+        priority: int = 0,
     ) -> QueuedRequest:
         number = next(self._ids)
-        return QueuedRequest(number, model, rows, length, shape, self.now_ns, deadline_ns)
+        return QueuedRequest(number, model, rows, length, shape, self.now_ns, deadline_ns, priority)
 
     def arrive(self, *requests: QueuedRequest) -> list[Action]:
         return self.send(RequestsArrived(list(requests)))

@@ -38,7 +38,18 @@ LIMITS = st.builds(
     batch_overhead_tokens=st.integers(0, 32),
     max_queue_size=st.integers(1, 12),
     max_concurrency=st.integers(1, 3),
+    priority_levels=st.sampled_from([0, 0, 1, 3]),
+    default_priority=st.integers(0, 4),
 )
+
+
+def level_of(request: QueuedRequest, limits: BatchLimits) -> int:
+    """Its level, as Triton has it; everybody's is the same where there are no levels."""
+    levels = limits.priority_levels
+    if levels < 2:
+        return 1
+    default = limits.default_priority if 0 < limits.default_priority <= levels else levels
+    return request.priority if 0 < request.priority <= levels else default
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -56,9 +67,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.open: dict[int, QueuedRequest] = {}
         self.ended: set[int] = set()
         self.running: dict[int, ExecuteBatch] = {}
+        self.failed: set[int] = set()
+        self.rejected: set[int] = set()
 
     def send(self, event) -> None:
-        for action in self.scheduler.handle(event, now_ns=self.now_ns):
+        actions = self.scheduler.handle(event, now_ns=self.now_ns)
+        self.rejected |= {a.request_id for a in actions if isinstance(a, RejectRequest)}
+        for action in actions:
             if isinstance(action, ExecuteBatch):
                 self.start(action)
             else:
@@ -79,7 +94,24 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert batch.rows <= limits.max_rows
             if limits.max_padded_tokens:
                 assert batch.rows * batch.padded_length <= limits.max_padded_tokens
+        self.is_led_by_the_first(batch, limits)
         self.running[batch.batch_id] = batch
+
+    def is_led_by_the_first(self, batch, limits) -> None:
+        """Whoever is first, of all that wait for this model, is in the batch."""
+        taken = set(batch.request_ids)
+        if taken & self.failed:
+            self.failed -= taken
+            return  # a survivor of a failed batch runs alone, before all others
+        busy = {i for b in self.running.values() for i in b.request_ids} | self.failed
+        waiting = [
+            request
+            for request in self.open.values()
+            if request.model == batch.model and request.request_id not in busy
+            if request.request_id in taken or request.request_id not in self.rejected
+        ]
+        first = min(waiting, key=lambda r: (level_of(r, limits), r.arrival_ns, r.request_id))
+        assert first.request_id in taken
 
     def end(self, request_id: int, action) -> None:
         assert request_id in self.open, f"{action} names a request that is not open"
@@ -137,10 +169,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         rows=st.integers(1, 10),
         length=st.integers(0, 80),
         shape=st.integers(0, 1),
+        priority=st.integers(0, 5),
         patience=st.one_of(st.none(), st.integers(1, 50)),
         data=st.data(),
     )
-    def arrive(self, count, rows, length, shape, patience, data) -> None:
+    def arrive(self, count, rows, length, shape, priority, patience, data) -> None:
         models = [*sorted(self.models), 999]
         requests = []
         for _ in range(count):
@@ -153,6 +186,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 shape,
                 self.now_ns,
                 deadline,
+                priority,
             )
             self.next_id += 1
             self.open[request.request_id] = request
@@ -169,7 +203,9 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.finish(batch_id, BatchFailed(batch_id, retry_alone=outcome == "failed"))
 
     def finish(self, batch_id, event) -> None:
-        del self.running[batch_id]
+        batch = self.running.pop(batch_id)
+        if isinstance(event, BatchFailed) and event.retry_alone and len(batch.request_ids) > 1:
+            self.failed |= {i for i in batch.request_ids if i in self.open}
         self.send(event)
 
     @rule(data=st.data())
