@@ -7,13 +7,15 @@ every implementation must pass; ``headrace.testing.FakeRuntime`` is the fake.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 
+from headrace.config import ModelConfig
+from headrace.errors import HeadraceError
 from headrace.types import TensorSpec
 
 
@@ -23,7 +25,7 @@ class Artifact(msgspec.Struct, frozen=True):
     ``path`` is the model file (``model.onnx``, ``model.xml``, ``model.py``); ``folder``
     is the version's folder, which nothing the model refers to may leave. ``digest`` names
     the content (``sha256:…``) or is "" where it was not computed. ``options`` are the
-    model's own runtime options, as configured.
+    model's own runtime options, as configured; ``config`` is all of its configuration.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Artifact(msgspec.Struct, frozen=True):
     format: str
     digest: str = ""
     options: Mapping[str, Any] = {}
+    config: ModelConfig = ModelConfig()
 
 
 class InstanceConfig(msgspec.Struct, frozen=True):
@@ -86,6 +89,90 @@ class LoadedModel(Protocol):
 
     def unload(self) -> None:
         """Gives everything back. Called once, with no ``execute`` under way."""
+        ...
+
+
+class ModelRequest(msgspec.Struct, eq=False):
+    """One request, for a model that is given requests and not rows.
+
+    ``key`` names it in ``emit`` and ``cancel``. ``outputs`` None: all are wanted.
+    """
+
+    key: int
+    arrays: Sequence[np.ndarray | None]
+    id: str = ""
+    outputs: tuple[str, ...] | None = None
+    parameters: Mapping[str, Any] = {}
+    sequence_id: int | str = 0
+    sequence_start: bool = False
+    sequence_end: bool = False
+    priority: int = 0
+    timeout_ns: int = 0
+
+
+Emitted = Sequence[np.ndarray | None] | HeadraceError | None
+"""One answer: an array for each output of the signature (None where it has none this time),
+or an error, or nothing, where only the end is told."""
+
+Emit = Callable[[int, Emitted, bool], None]
+"""``emit(key, answer, final)``; any thread; exactly one call for each key has ``final``."""
+
+
+class RequestModel(LoadedModel, Protocol):
+    """A model that is given the requests of a batch one beside another, unconcatenated.
+
+    ``takes_requests`` is True. Unless ``decoupled``, every request has had its one final answer
+    when ``execute_requests`` returns; otherwise answers may come later, and there may be
+    several or none before the final one. With ``sequence.iterative`` a request that has had no
+    final answer by then is given to the model again, under another ``key``.
+
+    A model that finds out its own signature may say with an attribute ``max_batch_size`` whether
+    the first axis counts rows (above 0) and how many it takes at most, where its configuration
+    does not.
+
+    Two optional methods: ``cancel(key)`` (nobody waits for this one any more; any thread) and
+    ``attach(host)`` (called once, before the first execution: through ``host``, an
+    ``engine.host.Host``, the model may call other models).
+    """
+
+    takes_requests: bool
+    decoupled: bool
+
+    def execute_requests(self, requests: Sequence[ModelRequest], emit: Emit) -> None:
+        """Runs one batch. Blocks.
+
+        Raises:
+            InferenceFailed, InstanceDied: nothing was, or will be, emitted for any of them.
+        """
+        ...
+
+
+class PinnedInstance(LoadedModel, Protocol):
+    """One instance of a model, which keeps what it is told from one execution to the next."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether what it kept since :meth:`renew` is gone. Cheap; any thread."""
+        ...
+
+    def renew(self) -> None:
+        """Nothing that it kept is expected of it any more. Until this is called, an execution
+        that finds it gone raises InstanceDied instead of beginning from nothing."""
+        ...
+
+
+class PinnedModel(LoadedModel, Protocol):
+    """A model whose instances are told apart: what a sequence needs.
+
+    ``concurrency`` instances, each with a state of its own (a child process).
+    """
+
+    def instance(self, index: int) -> PinnedInstance:
+        """The instance alone, as a model of concurrency 1 that is never unloaded by itself.
+
+        Its ``execute`` takes one caller at a time, and whoever uses instances does not call
+        ``execute`` of the model itself.
+        """
         ...
 
 

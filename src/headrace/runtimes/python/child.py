@@ -34,6 +34,7 @@ from headrace.runtimes.python.messages import (
     ToServer,
 )
 from headrace.runtimes.python.options import PythonOptions
+from headrace.runtimes.python.triton_start import TritonStart
 from headrace.runtimes.shared_tensors import TensorReader, TensorWriter, create_segments
 
 _log = logging.getLogger(__name__)
@@ -61,20 +62,23 @@ class ChildSpec(msgspec.Struct, frozen=True):
     path: Path
     options: PythonOptions
     threads: int
+    triton: TritonStart | None = None
 
 
 class Child:
     """Starts a child process and asks it to load the model; does not wait for that.
 
-    Create it on a thread that outlives it: Linux kills it when that thread ends.
+    Create it on a thread that outlives it: Linux kills it when that thread ends. ``place`` is
+    its number among the children of the model; whoever replaces it has the same.
 
     Raises:
         OSError: no more processes, memory or file descriptors.
         InferenceFailed: the options do not fit a message.
     """
 
-    def __init__(self, spec: ChildSpec) -> None:
+    def __init__(self, spec: ChildSpec, place: int = 0) -> None:
         self.spec = spec
+        self.place = place
         self.died = threading.Event()
         self.reason = ""
         """How it ended, once ``died`` is set."""
@@ -139,7 +143,7 @@ class Child:
             if isinstance(reply, Returned):
                 return _complete(self._reader.read(reply.answer))
         except (Disconnected, ValueError, OSError) as error:
-            raise self._obituary() from error
+            raise self.obituary() from error
         except InferenceFailed:
             raise  # too large for a message: nothing was sent
         except BaseException:
@@ -195,7 +199,10 @@ class Child:
         spec = self.spec
         pythonpath = os.environ.get("PYTHONPATH")
         try:
-            self.channel.send(Start(spec.model, str(spec.path), spec.options, pythonpath))
+            triton = spec.triton
+            if triton is not None:
+                triton = msgspec.structs.replace(triton, place=self.place)
+            self.channel.send(Start(spec.model, str(spec.path), spec.options, pythonpath, triton))
         except Disconnected:
             pass  # it died already; whoever watches it will see
 
@@ -207,7 +214,8 @@ class Child:
         self._segment = reply.next_segment
         return reply
 
-    def _obituary(self) -> InstanceDied:
+    def obituary(self) -> InstanceDied:
+        """What is to be said of a child that does not answer any more; waits for its end."""
         # A process that exits closes its socket first, so give it the time to say how.
         if not self.died.wait(EXIT_TIMEOUT_S):
             self.kill()

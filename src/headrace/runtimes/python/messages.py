@@ -23,6 +23,7 @@ import msgspec
 
 from headrace.errors import InferenceFailed
 from headrace.runtimes.python.options import PythonOptions
+from headrace.runtimes.python.triton_start import TritonStart
 from headrace.runtimes.shared_tensors import Parcel
 from headrace.types import TensorSpec
 
@@ -44,6 +45,9 @@ class Start(msgspec.Struct, tag=True, array_like=True):
     """The server's own PYTHONPATH: the child's was changed so that it finds what the server
     has imported, and programs that the model starts should not see that."""
 
+    triton: TritonStart | None = None
+    """Set where the file is one for Triton's Python backend."""
+
 
 class Started(msgspec.Struct, tag=True, array_like=True):
     """Loaded; this is the signature, and where to write the first batch."""
@@ -51,6 +55,8 @@ class Started(msgspec.Struct, tag=True, array_like=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     next_segment: int
+    max_batch_size: int = 0
+    decoupled: bool = False
 
 
 class Refused(msgspec.Struct, tag=True, array_like=True):
@@ -144,6 +150,10 @@ class Channel:
             return self._decoder.decode(self._view[:size])
         except (OSError, msgspec.MsgspecError) as error:
             raise Disconnected(str(error)) from error
+
+    def duplicate(self) -> socket.socket:
+        """The same end once more: for whoever speaks another protocol on it from now on."""
+        return self._socket.dup()
 
     def at_end(self) -> bool:
         """Whether the other side has hung up; does not wait."""

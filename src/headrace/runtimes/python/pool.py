@@ -20,7 +20,8 @@ class Pool:
     """Hands out idle children. All methods may be called by any thread.
 
     A child is in one of three places: idle here, lent to a caller, or with the supervisor.
-    While one child at least is alive, callers wait for it; a dead one costs capacity only.
+    While one child at least is alive, callers wait for it; a dead one costs capacity only. Who
+    asks for the child of one place (a sequence, whose state it has) waits for that one alone.
     """
 
     def __init__(self, model: str) -> None:
@@ -28,12 +29,12 @@ class Pool:
         self._changed = threading.Condition(threading.Lock())
         self._idle: list[Child] = []
         self._lent: set[Child] = set()
-        self._alive = 0
+        self._alive: list[int] = []  # the places of those that have loaded the model
         self._next_start_s = math.inf
         self._closed = False
 
-    def take(self) -> Child:
-        """An idle child, the one used last; give it back with :meth:`put`.
+    def take(self, place: int | None = None) -> Child:
+        """An idle child, the one used last, or that of ``place``; give it back with :meth:`put`.
 
         Raises:
             InstanceDied: none is alive, and none will be within RECOVERY_WAIT_S;
@@ -41,10 +42,10 @@ class Pool:
         """
         give_up_s = 0.0
         with self._changed:
-            while not self._idle:
+            while (child := self._find(place)) is None:
                 if self._closed:
                     raise InstanceDied(f"{self._model!r} was unloaded", model=self._model)
-                if self._alive:
+                if self._alive if place is None else place in self._alive:
                     give_up_s = 0.0
                     self._changed.wait()
                     continue
@@ -53,7 +54,7 @@ class Pool:
                 if max(now_s, self._next_start_s) >= give_up_s:
                     raise self._none_alive(now_s)
                 self._changed.wait(give_up_s - now_s)
-            child = self._idle.pop()
+            self._idle.remove(child)
             self._lent.add(child)
             return child
 
@@ -65,19 +66,19 @@ class Pool:
                 child.close()
             elif not child.broken:
                 self._idle.append(child)
-                self._changed.notify()
+                self._changed.notify_all()  # not everybody waits for this one
 
     def add(self, child: Child) -> None:
         """A child has loaded the model."""
         with self._changed:
-            self._alive += 1
+            self._alive.append(child.place)
             self._idle.append(child)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def remove(self, child: Child) -> None:
         """A child that was added has died; it is closed now, or when its caller is through."""
         with self._changed:
-            self._alive -= 1
+            self._alive.remove(child.place)
             self._next_start_s = 0.0  # not known before the supervisor's next expect()
             if child in self._idle:
                 self._idle.remove(child)
@@ -97,6 +98,15 @@ class Pool:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def _find(self, place: int | None) -> Child | None:
+        if place is None:
+            return self._idle[-1] if self._idle else None
+        for child in self._idle:
+            # One that has died may still be here for a moment: remove() is on its way.
+            if child.place == place and not child.broken and not child.died.is_set():
+                return child
+        return None
 
     def _none_alive(self, now_s: float) -> InstanceDied:
         pause_s = self._next_start_s - now_s

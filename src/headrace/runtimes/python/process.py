@@ -9,6 +9,7 @@ import numpy as np
 from headrace.runtimes.base import Artifact, InstanceConfig, ShapePolicy
 from headrace.runtimes.python.child import ChildSpec
 from headrace.runtimes.python.options import PythonOptions
+from headrace.runtimes.python.pinned import PinnedProcess, Place
 from headrace.runtimes.python.supervisor import Supervisor
 
 
@@ -25,6 +26,7 @@ class ProcessModel:
 
     def __init__(self, artifact: Artifact, options: PythonOptions, config: InstanceConfig) -> None:
         spec = ChildSpec(artifact.name, artifact.path.absolute(), options, config.threads)
+        self._name = artifact.name
         self._supervisor = Supervisor(spec, children=config.concurrency)
         self._pool = self._supervisor.pool
         started = self._supervisor.start()
@@ -46,6 +48,10 @@ class ProcessModel:
             return child.call(inputs)
         finally:
             self._pool.put(child)
+
+    def instance(self, index: int) -> PinnedProcess:
+        """The child of one place; see :class:`headrace.runtimes.base.PinnedModel`."""
+        return PinnedProcess(self, Place(self._pool, index, self._name))
 
     def unload(self) -> None:
         """Ends the children; with SIGKILL those that have not left after six seconds."""

@@ -6,14 +6,18 @@ import logging
 import os
 import queue
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from headrace.errors import InferenceFailed, ModelLoadError
 from headrace.runtimes.base import Artifact, InstanceConfig, LoadedModel, ShapePolicy
 from headrace.runtimes.python.options import PythonOptions, parse_options
+from headrace.runtimes.python.pinned import PinnedThread
 from headrace.runtimes.python.predictor import ModelFile, Predictor
 from headrace.runtimes.python.process import ProcessModel
+from headrace.runtimes.python.triton.model import TritonModel
+from headrace.runtimes.python.triton_start import is_triton_model
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +39,8 @@ class PythonRuntime:
                 too long, or the signature is not clear.
         """
         options = parse_options(artifact.options, model=artifact.name)
+        if is_triton_model(artifact.path):
+            return TritonModel(artifact, options, config)
         if options.isolation == "thread":
             return ThreadModel(artifact, options, concurrency=config.concurrency)
         if not (hasattr(os, "pidfd_open") and hasattr(os, "memfd_create")):
@@ -58,12 +64,14 @@ class ThreadModel:
         self.shape_policy = ShapePolicy()
         self._model = artifact.name
         self._idle: queue.SimpleQueue[Predictor] = queue.SimpleQueue()
+        self._predictors: list[Predictor] = []
         try:
             self._file = ModelFile(artifact.path, model=artifact.name, options=options)
             try:
                 for _ in range(concurrency):
                     predictor = self._file.make_predictor()
                     self._idle.put(predictor)
+                    self._predictors.append(predictor)
             except BaseException:
                 self._file.close()
                 raise
@@ -76,6 +84,16 @@ class ThreadModel:
     def execute(self, inputs: Sequence[np.ndarray | None]) -> list[np.ndarray]:
         """See :meth:`headrace.runtimes.base.LoadedModel.execute`."""
         predictor = self._idle.get()
+        try:
+            return self._run(predictor, inputs)
+        finally:
+            self._idle.put(predictor)
+
+    def instance(self, index: int) -> PinnedThread:
+        """One object; see :class:`headrace.runtimes.base.PinnedModel`."""
+        return PinnedThread(self, partial(self._run, self._predictors[index]))
+
+    def _run(self, predictor: Predictor, inputs: Sequence[np.ndarray | None]) -> list[np.ndarray]:
         try:
             # Copies, as a child process has them: the model may change and keep what it is
             # given, and may use a buffer that it returned again.
@@ -91,11 +109,10 @@ class ThreadModel:
                 hint="raise an exception instead; only a child process can exit",
                 exception="SystemExit",
             ) from error
-        finally:
-            self._idle.put(predictor)
 
     def unload(self) -> None:
         """Forgets the module; what other modules keep of it stays."""
+        self._predictors.clear()
         while not self._idle.empty():
             self._idle.get()
         self._file.close()

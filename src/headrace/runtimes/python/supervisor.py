@@ -82,7 +82,8 @@ class _State(Enum):
 class _Place:
     """Room for one child. ``due_s``: when the time of its state is up."""
 
-    def __init__(self, backoff: Backoff) -> None:
+    def __init__(self, number: int, backoff: Backoff) -> None:
+        self.number = number
         self.backoff = backoff
         self.state = _State.PAUSING
         self.due_s = 0.0
@@ -103,7 +104,9 @@ class Supervisor:
     def __init__(self, spec: ChildSpec, *, children: int) -> None:
         self.pool = Pool(spec.model)
         self._spec = spec
-        self._places = [_Place(Backoff(spec.options.restart_delay_s)) for _ in range(children)]
+        self._places = [
+            _Place(number, Backoff(spec.options.restart_delay_s)) for number in range(children)
+        ]
         self._loaded: Future[Started] = Future()
         self._stopping = False
         self._selector = selectors.DefaultSelector()
@@ -182,7 +185,7 @@ class Supervisor:
 
     def _launch(self, place: _Place, now_s: float) -> None:
         try:
-            child = Child(self._spec)
+            child = Child(self._spec, place.number)
         except (OSError, InferenceFailed) as error:
             message = f"a child process for {self._spec.model!r} cannot start: {error}"
             self._start_failed(ModelLoadError(message))

@@ -43,6 +43,8 @@ from headrace.runtimes.python.messages import (
     cut,
 )
 from headrace.runtimes.python.predictor import ModelFile, Predictor
+from headrace.runtimes.python.triton.child import Child
+from headrace.runtimes.python.triton_start import TritonStart
 from headrace.runtimes.shared_tensors import TensorReader, TensorWriter
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -78,6 +80,9 @@ def main() -> None:
 def _serve(channel: Channel, start: Start, arguments: ChildArguments) -> None:
     path = Path(start.path)
     _enter(path, start.pythonpath)
+    if start.triton is not None:
+        _serve_triton(channel, start, start.triton)
+        return
     reader = TensorReader(arguments.batches)
     writer = TensorWriter(arguments.answers, max_bytes=start.options.max_shared_bytes)
     try:
@@ -94,6 +99,16 @@ def _serve(channel: Channel, start: Start, arguments: ChildArguments) -> None:
     except Disconnected:
         file.close()  # only here: after sys.exit nothing may delay the end
         raise
+
+
+def _serve_triton(channel: Channel, start: Start, told: TritonStart) -> None:
+    try:
+        child = Child(Path(start.path), start.model, told)
+        channel.send(child.started())
+    except (ModelLoadError, InferenceFailed) as error:
+        channel.send(_refusal(error))
+        return
+    child.serve(channel.duplicate())
 
 
 def _answer(
