@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from headrace.engine.served import ServedModel
 from headrace.errors import ModelNotFound, ModelNotReady
 from headrace.types import ModelMetadata, ModelVersionStatus
+
+UNLOADED = "unloaded"
+"""Why a version is not served that somebody wanted gone; Triton's word."""
 
 
 class Catalog:
@@ -31,8 +36,15 @@ class Catalog:
         raise error
 
     def metadata(self, name: str, version: str = "") -> ModelMetadata:
-        """The public signature. Raises as :meth:`resolve`."""
-        return self.resolve(name, version).metadata
+        """The public signature; without a version, all that are ready are named.
+
+        Raises as :meth:`resolve`.
+        """
+        metadata = self.resolve(name, version).metadata
+        if version:
+            return metadata
+        ready = [each.version for each in self.served() if each.name == name]
+        return msgspec.structs.replace(metadata, versions=tuple(sorted(ready, key=_number)))
 
     def model_config(self, name: str, version: str = "") -> dict[str, Any]:
         """Triton's ModelConfig as JSON-able values. Raises as :meth:`resolve`."""
@@ -46,15 +58,18 @@ class Catalog:
     def is_ready(self, name: str = "", version: str = "") -> bool:
         """One model, or with no name: all that are known, and at least one.
 
+        An ensemble is only as ready as its steps.
+
         Raises:
             ModelNotFound: ``name`` was given and is not known.
         """
         if name:
             try:
-                self.resolve(name, version)
+                served = self.resolve(name, version)
             except ModelNotReady:
                 return False
-            return True
+            steps = [(step.model, step.version) for step in served.config.ensemble]
+            return all(step in self._routes and self.is_ready(*step) for step in steps)
         return bool(self._statuses) and all(s.state == "READY" for s in self.statuses())
 
     def statuses(self) -> list[ModelVersionStatus]:
@@ -71,15 +86,38 @@ class Catalog:
         self.set_status(served.name, served.version, "READY")
         self._update_routes(served.name)
 
-    def withdraw(self, served: ServedModel, reason: str = "unloaded") -> None:
-        """No new request reaches ``served``."""
-        del self._routes[served.name, served.version]
-        self.set_status(served.name, served.version, "UNAVAILABLE", reason)
-        self._update_routes(served.name)
+    def withdraw(
+        self, served: ServedModel, state: str = "UNAVAILABLE", reason: str = UNLOADED
+    ) -> None:
+        """No new request reaches ``served``. Nothing else where another has taken its place."""
+        if self._routes.get((served.name, served.version)) is served:
+            del self._routes[served.name, served.version]
+            self.set_status(served.name, served.version, state, reason)
+            self._update_routes(served.name)
+
+    def is_routed(self, name: str, version: str) -> bool:
+        """Whether this very version answers requests now."""
+        return (name, version) in self._routes
+
+    def forget_failures(self, name: str) -> None:
+        """What could not be loaded before is no longer shown."""
+        for key, status in tuple(self._statuses.items()):
+            if key[0] == name and status.state == "UNAVAILABLE" and status.reason != UNLOADED:
+                del self._statuses[key]
 
     def served(self) -> list[ServedModel]:
         """Every version that is ready, once each."""
         return [model for (_, version), model in self._routes.items() if version]
+
+    def steps_below(self, name: str) -> set[str]:
+        """The models that an ensemble is made of, and those that these are; none for others."""
+        below: set[str] = set()
+        left = [name]
+        while left:
+            steps = {s for served in self.served() if served.name in left for s in served.steps}
+            left = list(steps - below)
+            below |= steps
+        return below
 
     def _update_routes(self, name: str) -> None:
         versions = [model for model in self.served() if model.name == name]

@@ -14,6 +14,7 @@ from headrace.errors import (
     InferenceFailed,
     ModelNotReady,
     Overloaded,
+    Unsupported,
 )
 
 _LOG = logging.getLogger("headrace.engine")
@@ -75,6 +76,16 @@ def unanswerable(ticket: Ticket, error: Exception) -> HeadraceError:
         f"no answer could be made of the results of model '{name}': "
         f"{type(error).__name__}: {error}",
         model=name,
+    )
+
+
+def needs_stream(served: ServedModel) -> Unsupported:
+    """A request with one answer, to a model that gives any number."""
+    return Unsupported(
+        f"ModelInfer RPC doesn't support models with decoupled transaction policy: '{served.name}'",
+        code="needs_stream",
+        hint="use gRPC's ModelStreamInfer, or POST generate_stream",
+        model=served.name,
     )
 
 

@@ -15,7 +15,9 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from headrace.clock import Clock, MonotonicClock
 from headrace.core.actions import (
@@ -32,7 +34,6 @@ from headrace.core.events import (
     BatchFailed,
     BatchLimits,
     Event,
-    InstanceAdded,
     LimitsChanged,
     ModelAdded,
     ModelRemoved,
@@ -45,16 +46,19 @@ from headrace.core.pool import SchedulerStatistics
 from headrace.core.scheduler import Scheduler
 from headrace.engine import endings
 from headrace.engine.catalog import Catalog
-from headrace.engine.inflight import Member, Part, Reply, Ticket
-from headrace.engine.instances import BatchJob, InstanceThread, measure_hop_ns
+from headrace.engine.host import EngineHost
+from headrace.engine.inflight import FutureReply, Member, Reply, Ticket, whole_of
+from headrace.engine.instance_pool import InstancePool
+from headrace.engine.instances import BatchJob, measure_hop_ns
+from headrace.engine.intakes import Intakes
+from headrace.engine.limits import limits_of
 from headrace.engine.outcomes import Outcomes, response_of
-from headrace.engine.preprocess import Outcome, Preprocessor
 from headrace.engine.served import Profile, ServedModel
 from headrace.engine.shapes import ShapeKeys
+from headrace.engine.streams import Streams
 from headrace.engine.validate import check_inputs, rows_of
-from headrace.errors import HeadraceError, InferenceFailed, InstanceDied
-from headrace.tasks.base import Item
-from headrace.telemetry.instruments import Instrument, RequestRecord
+from headrace.errors import HeadraceError, InferenceFailed
+from headrace.telemetry.instruments import Instrument
 from headrace.types import InferenceRequest, InferenceResponse
 
 _LOG = logging.getLogger("headrace.engine")
@@ -66,6 +70,7 @@ class Engine:
     Args:
         instances: batches that may run at one time (threads).
         preprocess_threads: threads for tasks.
+        response_cache_bytes: for the answers of models that ask for it; 0: none are kept.
         instrument: told of everything, asked nothing.
     """
 
@@ -74,11 +79,12 @@ class Engine:
         *,
         instances: int,
         preprocess_threads: int,
+        response_cache_bytes: int = 0,
         instrument: Instrument | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._now_ns = (clock or MonotonicClock()).now_ns
+        self.now_ns = self._now_ns = (clock or MonotonicClock()).now_ns
         self._scheduler = Scheduler()
         self.catalog = Catalog()
         self._outcomes = Outcomes(instrument or Instrument(), self._now_ns)
@@ -97,11 +103,15 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = NEVER_NS
         self._shape_keys = ShapeKeys()
-        self._preprocessor = Preprocessor(self._loop, preprocess_threads, self._on_prepared)
-        self._instances = [
-            InstanceThread(number, self._loop, self._on_batch_finished)
-            for number in range(instances)
-        ]
+        self._intakes = Intakes(
+            self,
+            self._loop,
+            self._now_ns,
+            instrument or Instrument(),
+            preprocess_threads=preprocess_threads,
+            cache_bytes=response_cache_bytes,
+        )
+        self._streams = Streams(self._loop, self, self._outcomes)
         self._carry_out: dict[type, Callable[[Any], None]] = {
             ExecuteBatch: self._execute_batch,
             CompleteRequests: self._complete_requests,
@@ -110,8 +120,7 @@ class Engine:
             CancelRequests: self._forget_requests,
             FailRequests: self._fail_requests,
         }
-        for instance in self._instances:
-            self._drive(InstanceAdded(instance.instance_id))
+        self._instances = InstancePool(self._loop, instances, self._on_batch_finished, self._drive)
 
     # -- requests ------------------------------------------------------------------------
 
@@ -126,6 +135,8 @@ class Engine:
         try:
             if self._draining:
                 raise endings.shutting_down()
+            if served.decoupled and not hasattr(reply, "part"):
+                raise endings.needs_stream(served)
             arrays = check_inputs(request, served)
             rows = rows_of(arrays, served) if served.rows_sent else 1
             ticket = Ticket(
@@ -141,14 +152,15 @@ class Engine:
                 reply=reply,
                 arrays=arrays,
             )
-            if served.task is None:
-                self._admit(ticket)
+            if served.intake is None:
+                self.admit(ticket)
             else:
-                self._prepare(ticket)
+                served.intake(ticket)
         except HeadraceError as error:
             self._outcomes.refused(request, served, error)
             raise
         self._tickets += 1
+        served.busy += 1
         return ticket
 
     async def infer(self, request: InferenceRequest) -> InferenceResponse:
@@ -157,7 +169,7 @@ class Engine:
         Raises:
             HeadraceError: any way in which a request can end but success.
         """
-        reply = _FutureReply(self._loop)
+        reply = FutureReply(self._loop)
         ticket = self.submit(request, reply)
         try:
             return await reply.future
@@ -176,43 +188,11 @@ class Engine:
             self._outcomes.ended(ticket, "cancel", "cancelled")
             self._withdraw(parts)
 
-    def _prepare(self, ticket: Ticket) -> None:
-        served = ticket.served
-        if served.preparing >= served.config.queue.max_queue_size:
-            raise endings.too_many_prepared(served)
-        served.preparing += 1
-        self._preprocessor.add(ticket)
-
-    def _on_prepared(self, outcomes: list[Outcome]) -> None:
-        for ticket, outcome in outcomes:
-            ticket.served.preparing -= 1
-            if ticket.done:
-                continue
-            if isinstance(outcome, HeadraceError):
-                self._fail(ticket, "reject", outcome)
-            else:
-                ticket.tokens = outcome.tokens
-                self._admit_items(ticket, outcome.items)
-
-    def _admit_items(self, ticket: Ticket, items: Sequence[Item]) -> None:
-        if len(items) == 1:
-            item = items[0]
-            ticket.arrays, ticket.rows, ticket.length = item.arrays, item.rows, item.length
-        else:
-            ticket.parts = [Part(ticket, item.arrays, item.rows, item.length) for item in items]
-            ticket.left = len(items)
-            ticket.rows = sum(item.rows for item in items)
-        if items:
-            self._admit(ticket)
-        else:
-            ticket.never_ran(self._now_ns())
-            self._outcomes.completed([ticket] if self._respond(ticket) else [])
-
-    def _admit(self, ticket: Ticket) -> None:
+    def admit(self, ticket: Ticket, lane: ServedModel | None = None) -> None:
         """Gives every part an id and reports them all at the end of this turn of the loop."""
-        served, request = ticket.served, ticket.request
+        served, request = lane or ticket.served, ticket.request
         now_ns = self._now_ns()
-        ticket.admitted_ns = now_ns
+        ticket.admitted_ns = ticket.admitted_ns or now_ns  # a sequence's turn was waited for
         if not ticket.arrived_ns:
             ticket.arrived_ns = ticket.decoded_ns = now_ns
         deadline_ns = ticket.arrived_ns + (request.timeout_ns or served.timeout_ns)
@@ -241,18 +221,33 @@ class Engine:
         arrived, self._arrived = self._arrived, []
         self._drive(RequestsArrived(arrived))
 
+    def watch_with(self, instrument: Instrument) -> None:
+        """Tells ``instrument`` of everything from now on, and nobody else."""
+        self._outcomes.watch_with(instrument)
+
     # -- models --------------------------------------------------------------------------
 
     def add_model(self, served: ServedModel, profile: Profile) -> None:
         """Publishes a loaded model: requests for it are taken from now on."""
-        served.number = self._next_model
-        self._next_model += 1
         served.profile = profile
         served.batchable = profile.batchable
         served.rows_sent = profile.batchable and served.task is None
-        self._models[served.number] = served
-        self._drive(ModelAdded(served.number, limits_of(served)))
+        self._intakes.lay(served)
+        attach = getattr(served.loaded, "attach", None)
+        if attach is not None:
+            attach(EngineHost(self, self._loop))
+        self.add_lane(served, limits_of(served))
         self.catalog.publish(served)
+
+    def add_lane(self, lane: ServedModel, limits: BatchLimits) -> None:
+        """Numbers a model, or one instance of it alone, to which only :meth:`admit` leads."""
+        lane.number = self._next_model
+        self._next_model += 1
+        self._models[lane.number] = lane
+        self._drive(ModelAdded(lane.number, limits, lane.takes_requests))
+        if lane.takes_requests:
+            # It may call other models while it runs, which need the common instances then.
+            self._instances.dedicate(lane, limits.max_concurrency)
 
     def set_profile(self, served: ServedModel, profile: Profile) -> None:
         """Something was measured anew: batches are formed by it from now on."""
@@ -263,8 +258,13 @@ class Engine:
     def remove_model(self, served: ServedModel) -> None:
         """Withdraws a model: what waits for it is refused, what runs may finish."""
         self.catalog.withdraw(served)
-        del self._models[served.number]
-        self._drive(ModelRemoved(served.number))
+        self._intakes.forget(served)
+        if served.sequences is not None:
+            served.sequences.close()
+        for lane in (served, *served.lanes):
+            del self._models[lane.number]
+            self._drive(ModelRemoved(lane.number))
+            self._instances.release(lane)
 
     # -- the loop between core and instances -----------------------------------------------
 
@@ -303,6 +303,7 @@ class Engine:
         served = self._models[action.model]
         parts = [self._parts[request_id] for request_id in action.request_ids]
         inline = action.rows <= served.profile.inline_rows
+        served.batch_begins(parts)
         job = BatchJob(
             action.batch_id,
             action.instance_id,
@@ -311,21 +312,27 @@ class Engine:
             action.rows,
             action.padded_length,
             inline,
+            emitted=self._streams.emitted if served.decoupled else None,
         )
         if inline:
             job.run()
             self._events.append((self._after(job), job))
         else:
-            self._instances[action.instance_id].submit(job)
+            self._instances.submit(job)
 
     def _on_batch_finished(self, job: BatchJob) -> None:
         self._drive(self._after(job), job)
 
     def _after(self, job: BatchJob) -> BatchCompleted | BatchFailed:
         self._outcomes.batch(job)
+        served = job.served.whole or job.served
+        served.busy -= 1
+        if not served.busy and served.on_idle is not None:
+            served.on_idle()
         if job.error is None:
             return BatchCompleted(job.batch_id)
-        return BatchFailed(job.batch_id, retry_alone=not isinstance(job.error, InstanceDied))
+        retry = job.served.batch_failed(job.parts, job.error)
+        return BatchFailed(job.batch_id, retry_alone=retry)
 
     # -- how requests end ------------------------------------------------------------------
 
@@ -336,14 +343,21 @@ class Engine:
         parts = self._parts
         wanted = set(action.request_ids) if len(action.request_ids) < len(job.parts) else None
         batched_ns, started_ns, finished_ns = job.started_ns, job.collated_ns, job.finished_ns
+        executed_ns = job.executed_ns
         finished: list[Ticket] = []
         for part, piece in zip(job.parts, job.pieces, strict=True):
             if wanted is not None and part.request_id not in wanted:
                 continue
             del parts[part.request_id]
-            part.result = piece
+            if isinstance(piece, HeadraceError):
+                self.fail(whole_of(part), "fail", piece)
+                continue
+            part.result = cast("Sequence[np.ndarray]", piece)
             if isinstance(part, Ticket):
                 ticket = part
+                if job.emitted is not None:  # its answers come by themselves
+                    self._streams.detach(ticket)
+                    continue
             else:
                 ticket = part.whole
                 ticket.left -= 1
@@ -351,37 +365,58 @@ class Engine:
                     continue
             ticket.batched_ns = batched_ns
             ticket.started_ns = started_ns
+            ticket.executed_ns = executed_ns
             ticket.finished_ns = finished_ns
             finished.append(ticket)
-        self._outcomes.completed([ticket for ticket in finished if self._respond(ticket)])
+        self._outcomes.completed([ticket for ticket in finished if self.respond(ticket)])
 
-    def _respond(self, ticket: Ticket) -> bool:
-        """Whether it was a success that was answered."""
+    def respond(self, ticket: Ticket) -> bool:
+        """Answers with the ticket's results; whether it was a success that was answered."""
         if ticket.done:
             return False  # ended by the answer to another one, a moment ago
         try:
             response = response_of(ticket)
         except Exception as error:  # noqa: BLE001 - one answer must not stop the others
-            self._fail(ticket, "fail", endings.unanswerable(ticket, error))
+            self.fail(ticket, "fail", endings.unanswerable(ticket, error))
             return False
+        self._complete(ticket, response)
+        return True
+
+    def answer(self, ticket: Ticket, response: InferenceResponse) -> None:
+        """Ends a request that did not run in a batch of its own: an ensemble's, a cached one."""
+        if not ticket.done:
+            if not ticket.admitted_ns:
+                ticket.never_ran(self._now_ns())
+            elif not ticket.finished_ns:  # its answers came one after another
+                ticket.executed_ns = ticket.finished_ns = self._now_ns()
+                ticket.batched_ns = ticket.batched_ns or ticket.finished_ns
+                ticket.started_ns = ticket.started_ns or ticket.batched_ns
+            self._complete(ticket, response)
+            self._outcomes.completed([ticket])
+
+    def answer_unrun(self, ticket: Ticket) -> None:
+        """Ends a request of which nothing was to be run: its task makes an answer of nothing."""
+        ticket.never_ran(self._now_ns())
+        self._outcomes.completed([ticket] if self.respond(ticket) else [])
+
+    def _complete(self, ticket: Ticket, response: InferenceResponse) -> None:
         self._end(ticket)
         try:
             ticket.reply.complete(response, ticket)
         except Exception:  # noqa: BLE001 - one broken connection must not stop the others
             _LOG.exception("a reply could not be delivered")
-        return True
 
     def _reject_request(self, action: RejectRequest) -> None:
-        ticket = _ticket_of(self._parts.pop(action.request_id))
-        self._fail(ticket, "reject", endings.rejected(ticket, action))
+        ticket = whole_of(self._parts.pop(action.request_id))
+        self.fail(ticket, "reject", endings.rejected(ticket, action))
 
     def _expire_requests(self, action: ExpireRequests) -> None:
         now_ns = self._now_ns()
         for request_id in action.request_ids:
-            ticket = _ticket_of(self._parts.pop(request_id))
+            ticket = whole_of(self._parts.pop(request_id))
             waited_ns = now_ns - ticket.arrived_ns
             error = endings.expired(ticket, waited_ns=waited_ns, running=action.running)
-            self._fail(ticket, "expire", error)
+            self.fail(ticket, "expire", error)
 
     def _forget_requests(self, action: CancelRequests) -> None:
         for request_id in action.request_ids:
@@ -392,9 +427,10 @@ class Engine:
         assert job is not None
         error = job.error or InferenceFailed("the batch failed without saying why")
         for request_id in action.request_ids:
-            self._fail(_ticket_of(self._parts.pop(request_id)), "fail", error)
+            self.fail(whole_of(self._parts.pop(request_id)), "fail", error)
 
-    def _fail(self, ticket: Ticket, outcome: str, error: HeadraceError) -> None:
+    def fail(self, ticket: Ticket, outcome: str, error: HeadraceError) -> None:
+        """Ends a request without an answer; ``outcome`` is reject, expire or fail."""
         if ticket.done:
             return
         parts = ticket.all_parts()
@@ -420,6 +456,13 @@ class Engine:
     def _end(self, ticket: Ticket) -> None:
         ticket.done = True
         self._tickets -= 1
+        served = ticket.served
+        served.busy -= 1
+        if not served.busy and served.on_idle is not None:
+            served.on_idle()
+        if ticket.on_end is not None:
+            ticket.on_end(ticket)
+            ticket.on_end = None
         if ticket.parts:
             # Whole and parts must not hold one another, or the garbage collector has to come.
             ticket.parts = ()
@@ -429,12 +472,7 @@ class Engine:
     # -- the whole -------------------------------------------------------------------------
 
     async def measure_hop_ns(self) -> int:
-        """What handing a batch to a thread and taking it back costs, in nanoseconds.
-
-        The median of a few round trips of nothing; a batch cheaper than this runs on the
-        event loop itself. Bounded both ways, so that a stalled machine cannot make every
-        model inline.
-        """
+        """What a batch pays for a thread; a cheaper one runs on the event loop itself."""
         return await measure_hop_ns(self._loop)
 
     def statistics(self) -> SchedulerStatistics:
@@ -457,42 +495,5 @@ class Engine:
         """Ends the threads. Requests still under way are not answered: drain first."""
         if self._timer is not None:
             self._timer.cancel()
-        self._preprocessor.close()
-        for instance in self._instances:
-            instance.stop()
-        for instance in self._instances:
-            instance.join(timeout_s=5.0)
-
-
-def _ticket_of(part: Member) -> Ticket:
-    """The whole that a part belongs to; a ticket without parts is its own."""
-    return part if isinstance(part, Ticket) else part.whole
-
-
-class _FutureReply:
-    """A reply that somebody awaits."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.future: asyncio.Future[InferenceResponse] = loop.create_future()
-
-    def complete(self, response: InferenceResponse, _record: RequestRecord) -> None:
-        if not self.future.done():
-            self.future.set_result(response)
-
-    def fail(self, error: HeadraceError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
-def limits_of(served: ServedModel) -> BatchLimits:
-    """What the core is told: the configuration where it speaks, the measurement elsewhere."""
-    batching, profile = served.config.batching, served.profile
-    tokens = batching.max_batch_tokens or profile.batch_tokens
-    max_rows = batching.max_batch_size or profile.max_rows
-    return BatchLimits(
-        max_rows=max_rows if served.batchable else 1,
-        max_padded_tokens=tokens if served.padding is not None and served.batchable else 0,
-        batch_overhead_tokens=profile.overhead_tokens,
-        max_queue_size=served.config.queue.max_queue_size,
-        max_concurrency=served.loaded.concurrency,
-    )
+        self._intakes.close()
+        self._instances.close(timeout_s=5.0)

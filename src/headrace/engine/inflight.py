@@ -9,7 +9,8 @@ texts) has a part for each, so that each can find the batch where it fits best.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -32,6 +33,14 @@ class Reply(Protocol):
 
     def fail(self, error: HeadraceError) -> None:
         """The request ended in any other way."""
+        ...
+
+
+class StreamReply(Reply, Protocol):
+    """Where several answers go. ``complete`` has the last one, whose outputs may be empty."""
+
+    def part(self, response: InferenceResponse) -> None:
+        """One more answer, and not the last."""
         ...
 
 
@@ -75,7 +84,11 @@ class Ticket(RequestRecord, gc=True, eq=False, kw_only=True):
     result: Sequence[np.ndarray] | None = None
     parts: Sequence[Part] = ()
     left: int = 1  # parts without a result yet
+    answers: int = 0  # given so far, where there may be several
+    answered_ns: int = 0  # when the last of them was
     done: bool = False
+    on_end: Callable[[Ticket], None] | None = None
+    """Called once, whichever way the request ends, before its reply is."""
 
     def all_parts(self) -> Sequence[Member]:
         """Every part; itself where there is only one."""
@@ -85,10 +98,46 @@ class Ticket(RequestRecord, gc=True, eq=False, kw_only=True):
         """Nobody wants the answer any more; see ``Engine.cancel``."""
         self.engine.cancel(self)
 
+    def when_ended(self, then: Callable[[Ticket], None]) -> None:
+        """Calls ``then`` too, after what is called already; see ``on_end``."""
+        first = self.on_end
+        if first is None:
+            self.on_end = then
+            return
+
+        def both(ticket: Ticket) -> None:
+            first(ticket)
+            then(ticket)
+
+        self.on_end = both
+
     def never_ran(self, now_ns: int) -> None:
         """There was nothing to run, which took no time."""
-        self.admitted_ns = self.batched_ns = self.started_ns = self.finished_ns = now_ns
+        self.admitted_ns = self.batched_ns = self.started_ns = now_ns
+        self.executed_ns = self.finished_ns = now_ns
 
 
 Member = Part | Ticket
 """What a batch is made of."""
+
+
+def whole_of(part: Member) -> Ticket:
+    """The request that a part belongs to; a ticket without parts is its own."""
+    return part if isinstance(part, Ticket) else part.whole
+
+
+class FutureReply:
+    """A reply that somebody awaits."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.future: asyncio.Future[InferenceResponse] = loop.create_future()
+
+    def complete(self, response: InferenceResponse, _record: RequestRecord) -> None:
+        """Wakes who awaits."""
+        if not self.future.done():
+            self.future.set_result(response)
+
+    def fail(self, error: HeadraceError) -> None:
+        """Raises where it is awaited."""
+        if not self.future.done():
+            self.future.set_exception(error)

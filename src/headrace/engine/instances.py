@@ -16,10 +16,12 @@ import msgspec
 import numpy as np
 
 from headrace.clock import MonotonicClock
+from headrace.engine.apart import run_apart
 from headrace.engine.collate import collate, split
-from headrace.engine.inflight import Member
+from headrace.engine.inflight import Member, Ticket
 from headrace.engine.served import ServedModel
 from headrace.errors import HeadraceError, InferenceFailed
+from headrace.runtimes.base import Emitted
 
 _LOG = logging.getLogger("headrace.engine")
 _now_ns = MonotonicClock.now_ns
@@ -29,7 +31,11 @@ _HOP_MIN_NS, _HOP_MAX_NS = 20_000, 150_000
 
 
 class BatchJob(msgspec.Struct, eq=False):
-    """One batch on its way through an instance. ``run`` fills in what has a default."""
+    """One batch on its way through an instance. ``run`` fills in what has a default.
+
+    A piece is what a part gets: arrays, or the error that is its own. ``emitted`` is set where
+    answers come by themselves, and are no pieces.
+    """
 
     batch_id: int
     instance_id: int
@@ -38,7 +44,8 @@ class BatchJob(msgspec.Struct, eq=False):
     rows: int
     padded_length: int
     inline: bool
-    pieces: list[list[np.ndarray]] = []
+    emitted: Callable[[Ticket, Emitted, bool], None] | None = None
+    pieces: Sequence[Sequence[np.ndarray | None] | HeadraceError] = ()
     error: HeadraceError | None = None
     started_ns: int = 0
     collated_ns: int = 0
@@ -50,7 +57,15 @@ class BatchJob(msgspec.Struct, eq=False):
         served, parts = self.served, self.parts
         self.started_ns = _now_ns()
         try:
-            inputs, rows = collate(parts, served.padding, served.loaded.shape_policy)
+            if served.takes_requests:
+                self.collated_ns = self.started_ns
+                self.pieces = run_apart(served, parts, self.emitted)
+                self.executed_ns = self.finished_ns = _now_ns()
+                return
+            if served.collate is None:
+                inputs, rows = collate(parts, served.padding, served.loaded.shape_policy)
+            else:
+                inputs, rows = served.collate(parts)
             self.collated_ns = _now_ns()
             outputs = served.loaded.execute(inputs)
             self.executed_ns = _now_ns()
@@ -128,7 +143,10 @@ class InstanceThread:
 
 
 async def measure_hop_ns(loop: asyncio.AbstractEventLoop) -> int:
-    """The median round trip from the loop through a thread and back, in nanoseconds."""
+    """The median round trip from the loop through a thread and back, in nanoseconds.
+
+    Bounded both ways, so that a stalled machine cannot make every model inline.
+    """
     jobs: SimpleQueue[asyncio.Future[None] | None] = SimpleQueue()
 
     def work() -> None:

@@ -8,17 +8,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from headrace.clock import MonotonicClock
+from headrace.engine import assembly
 from headrace.engine.calibrate import MEASURED_IN_PART, calibrate
+from headrace.engine.catalog import UNLOADED
 from headrace.engine.engine import Engine
+from headrace.engine.ensemble import Ensembles
 from headrace.engine.opening import PARALLEL_LOADS, PROFILES, Opened, Openings, open_model
 from headrace.engine.profiles import ProfileStore, StoredProfile
+from headrace.engine.sequences import attach_sequences
 from headrace.engine.served import Profile, ServedModel
 from headrace.errors import HeadraceError
 from headrace.repository.base import ModelSource
-from headrace.tasks import registry as tasks
-from headrace.tasks.base import Task
 from headrace.telemetry.instruments import Instrument
-from headrace.types import ModelMetadata
 
 _LOG = logging.getLogger("headrace.engine")
 
@@ -28,9 +30,6 @@ _CALIBRATION_SHARE = 0.15
 
 _REFINE_NS = 3_000_000_000
 """What was not measured before the model was ready is measured in the background."""
-
-_PLATFORMS = {"onnxruntime": "onnxruntime_onnx"}
-"""What V2 metadata calls a runtime, where it is not its own name."""
 
 
 class _Loaded:
@@ -48,15 +47,24 @@ class _Loaded:
 
 
 class ModelManager:
-    """Loads and unloads models of one engine."""
+    """Loads and unloads models of one engine.
 
-    def __init__(self, engine: Engine, *, cache_dir: Path, instrument: Instrument) -> None:
+    Args:
+        workers: processes that share the port, each with an engine.
+    """
+
+    def __init__(
+        self, engine: Engine, *, cache_dir: Path, instrument: Instrument, workers: int = 1
+    ) -> None:
         self._engine = engine
+        self._workers = workers
         self._cache_dir = cache_dir
         self._instrument = instrument
         self._profiles = ProfileStore(cache_dir / PROFILES)
         self._hop_ns = 0
-        self._refining: set[asyncio.Task[None]] = set()
+        self._ensembles = Ensembles(engine, MonotonicClock.now_ns, instrument)
+        self._refining: dict[ServedModel, asyncio.Task[None]] = {}
+        self._retiring: dict[ServedModel, asyncio.Task[None]] = {}
         self._parallel = asyncio.Semaphore(PARALLEL_LOADS)
 
     async def load_all(
@@ -66,10 +74,16 @@ class ModelManager:
 
         ``openings``: where they are being opened already.
         """
-        outcomes = await asyncio.gather(
-            *(self.load(source, openings) for source in sources), return_exceptions=True
-        )
         errors: list[HeadraceError] = []
+
+        def circular(source: ModelSource, error: HeadraceError) -> None:
+            self._show(source, "UNAVAILABLE", error.message)
+            errors.append(error)
+
+        outcomes: list[ServedModel | BaseException] = []
+        for wave in assembly.in_waves(sources, circular):
+            loads = [self.load(source, openings) for source in wave]
+            outcomes += await asyncio.gather(*loads, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, HeadraceError):
                 errors.append(outcome)
@@ -84,10 +98,80 @@ class ModelManager:
             ModelLoadError, MissingExtra, ConfigError: why it cannot be served; the index
                 then shows the same reason.
         """
-        catalog = self._engine.catalog
-        catalog.set_status(source.name, source.version, "LOADING")
         started_s = time.monotonic()
+        loaded = await self._open(source, openings)
+        return self._publish(loaded, time.monotonic() - started_s)
+
+    async def replace(
+        self, sources: Sequence[ModelSource], *, drain_s: float
+    ) -> list[asyncio.Task[None]]:
+        """Serves ``sources``, versions of one model, instead of what is served of it now.
+
+        All are in memory before one is published, and the old ones leave after that. Requests
+        that were admitted finish on their version, within ``drain_s``.
+
+        Returns:
+            What is still to be waited for until the old ones are gone.
+
+        Raises:
+            HeadraceError: one of them cannot be served; then nothing has changed.
+        """
+        started_s = time.monotonic()
+        outcomes = await asyncio.gather(
+            *(self._open(source) for source in sources), return_exceptions=True
+        )
+        loaded = [each for each in outcomes if isinstance(each, _Loaded)]
+        for error in [each for each in outcomes if isinstance(each, BaseException)]:
+            for each in loaded:
+                await asyncio.to_thread(each.served.loaded.unload)
+                self._show(each.served, "UNAVAILABLE", "another version could not be loaded")
+            raise error
+        before = [each for each in self._engine.catalog.served() if each.name == sources[0].name]
+        for each in loaded:
+            self._publish(each, time.monotonic() - started_s)
+        return [self.retire(served, drain_s=drain_s) for served in before]
+
+    def retire(self, served: ServedModel, *, drain_s: float) -> asyncio.Task[None]:
+        """No new request reaches ``served``; it is unloaded when those it has are answered.
+
+        Those that still wait after ``drain_s`` are refused. What runs is waited for.
+        """
+        self._engine.catalog.withdraw(served, "UNLOADING", "")
+        task = asyncio.create_task(self._retire(served, drain_s))
+        self._retiring[served] = task
+        task.add_done_callback(lambda _: self._retiring.pop(served, None))
+        return task
+
+    async def _retire(self, served: ServedModel, drain_s: float) -> None:
+        if not await _idle(served, drain_s):
+            _LOG.warning(
+                "model %s version %s is unloaded with requests waiting for more than %g s",
+                served.name,
+                served.version,
+                drain_s,
+            )
+        self._engine.remove_model(served)
+        await _idle(served, None)
+        if served in self._refining:  # it runs the model too
+            await asyncio.wait({self._refining[served]})
+        del self._retiring[served]
+        await asyncio.to_thread(served.loaded.unload)
+        catalog = self._engine.catalog
+        if not catalog.is_routed(served.name, served.version):
+            catalog.set_status(served.name, served.version, "UNAVAILABLE", UNLOADED)
+            self._instrument.model_unloaded(served.name, served.version)
+        _LOG.info("model %s version %s unloaded", served.name, served.version)
+
+    def _show(self, source: ModelSource | ServedModel, state: str, reason: str = "") -> None:
+        """What the index says, unless another copy of the version is serving."""
+        catalog = self._engine.catalog
+        if not catalog.is_routed(source.name, source.version):
+            catalog.set_status(source.name, source.version, state, reason)
+
+    async def _open(self, source: ModelSource, openings: Openings | None = None) -> _Loaded:
+        self._show(source, "LOADING")
         try:
+            assembly.check_workers(source, self._workers)
             if not self._hop_ns:
                 self._hop_ns = await self._engine.measure_hop_ns()
             async with self._parallel:
@@ -96,25 +180,35 @@ class ModelManager:
                 else:
                     opened = await openings.of(source)
                     loaded = await asyncio.to_thread(self._measure, opened)
+            if loaded.served.steps:
+                assembly.attach_ensemble(loaded.served, self._engine.catalog, self._ensembles)
         except HeadraceError as error:
-            catalog.set_status(source.name, source.version, "UNAVAILABLE", error.message)
+            self._show(source, "UNAVAILABLE", error.message)
             raise
-        self._engine.add_model(loaded.served, loaded.profile)
-        seconds = time.monotonic() - started_s
-        self._instrument.model_loaded(source.name, source.version, seconds)
+        return loaded
+
+    def _publish(self, loaded: _Loaded, seconds: float) -> ServedModel:
+        served = loaded.served
+        attach_sequences(self._engine, served)
+        self._engine.add_model(served, loaded.profile)
+        self._instrument.model_loaded(served.name, served.version, seconds)
         _log_loaded(loaded, seconds)
         if loaded.profile.reason == MEASURED_IN_PART and loaded.served.loaded.concurrency > 1:
             task = asyncio.create_task(self._refine(loaded))
-            self._refining.add(task)
-            task.add_done_callback(self._refining.discard)
-        return loaded.served
+            self._refining[served] = task
+            task.add_done_callback(lambda _: self._refining.pop(served, None))
+        return served
 
     async def close(self) -> None:
         """Unloads every model. The engine must have been drained and closed."""
-        for task in tuple(self._refining):
+        refining = tuple(self._refining.values())
+        for task in refining:
             task.cancel()
-        await asyncio.gather(*self._refining, return_exceptions=True)
-        for served in self._engine.catalog.served():
+        await asyncio.gather(*refining, return_exceptions=True)
+        leaving = tuple(self._retiring)
+        for retiring in tuple(self._retiring.values()):
+            retiring.cancel()
+        for served in (*leaving, *self._engine.catalog.served()):
             await asyncio.to_thread(served.loaded.unload)
             self._instrument.model_unloaded(served.name, served.version)
 
@@ -127,17 +221,29 @@ class ModelManager:
         """What is still to be known before an opened model can be served."""
         model = opened.model
         try:
-            served = _served(opened)
-            if opened.stored is not None:
-                return _Loaded(served, opened.stored, opened.store_key)
-            budget_ns = max(_CALIBRATION_MIN_NS, int(opened.spent_ns * _CALIBRATION_SHARE))
-            profile = calibrate(model, served.padding, hop_ns=self._hop_ns, budget_ns=budget_ns)
+            served = assembly.served_of(opened)
+            stored = self._profile(served, opened)
+            assembly.warm(served, opened.source, stored.profile)
         except BaseException:
             model.unload()
             raise
-        stored = StoredProfile(opened.runtime, opened.instances, profile)
-        self._profiles.save(opened.store_key, stored)
         return _Loaded(served, stored, opened.store_key)
+
+    def _profile(self, served: ServedModel, opened: Opened) -> StoredProfile:
+        """What is known of its batches: trusted, remembered or measured now."""
+        trusted = assembly.trusted_profile(served)
+        if trusted is not None:
+            return StoredProfile(opened.runtime, opened.instances, trusted)
+        stored = opened.stored
+        if stored is None:
+            budget_ns = max(_CALIBRATION_MIN_NS, int(opened.spent_ns * _CALIBRATION_SHARE))
+            profile = calibrate(
+                served.loaded, served.padding, hop_ns=self._hop_ns, budget_ns=budget_ns
+            )
+            stored = StoredProfile(opened.runtime, opened.instances, profile)
+            self._profiles.save(opened.store_key, stored)
+        profile = assembly.as_declared(served, stored.profile)
+        return StoredProfile(stored.runtime, stored.instances, profile)
 
     async def _refine(self, loaded: _Loaded) -> None:
         served = loaded.served
@@ -153,25 +259,20 @@ class ModelManager:
         await asyncio.to_thread(self._profiles.save, loaded.store_key, stored)
 
 
-def _served(opened: Opened) -> ServedModel:
-    source, model, runtime = opened.source, opened.model, opened.runtime
-    options = {**source.task_options, **source.config.task_options}
-    task: Task | None = tasks.create(source.task, model.inputs, model.outputs, options)
-    metadata = ModelMetadata(
-        name=source.name,
-        versions=(source.version,),
-        platform=_PLATFORMS.get(runtime, runtime),
-        inputs=model.inputs if task is None else task.inputs,
-        outputs=model.outputs if task is None else task.outputs,
-    )
-    return ServedModel(
-        metadata=metadata,
-        version=source.version,
-        loaded=model,
-        task=task,
-        runtime=runtime,
-        config=source.config,
-    )
+async def _idle(served: ServedModel, timeout_s: float | None) -> bool:
+    """Waits until no request and no batch of the model is under way; False: it took too long."""
+    idle = asyncio.Event()
+    served.on_idle = idle.set
+    try:
+        async with asyncio.timeout(timeout_s):
+            while served.busy:
+                idle.clear()
+                await idle.wait()
+    except TimeoutError:
+        return False
+    finally:
+        served.on_idle = None
+    return True
 
 
 def _log_loaded(loaded: _Loaded, seconds: float) -> None:

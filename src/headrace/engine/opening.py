@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from headrace.engine.ensemble import ensemble_model
 from headrace.engine.profiles import ProfileStore, StoredProfile
 from headrace.engine.selection import choose_threads, keep_faster
 from headrace.errors import ModelLoadError
@@ -69,6 +70,8 @@ def open_model(source: ModelSource, cache_dir: Path) -> Opened:
         ModelLoadError, MissingExtra, ConfigError: why it cannot be served.
     """
     started_ns = time.monotonic_ns()
+    if source.format == "ensemble":
+        return _open_ensemble(source)
     source = prepare(source, cache_dir)
     if source.format == "onnx":
         check_onnx(source.path, source.folder)
@@ -80,11 +83,18 @@ def open_model(source: ModelSource, cache_dir: Path) -> Opened:
         format=source.format,
         digest=source.digest,
         options=source.config.runtime_options,
+        config=source.config,
     )
     key, stored = _remembered(source, ProfileStore(cache_dir / PROFILES))
     runtime, instances, model = _start(source, artifact, stored)
     spent_ns = time.monotonic_ns() - started_ns
     return Opened(source, runtime, instances, model, stored, key, spent_ns)
+
+
+def _open_ensemble(source: ModelSource) -> Opened:
+    """Its steps are models of their own: there is nothing to prepare, load or remember."""
+    model = ensemble_model(source.name, source.config)
+    return Opened(source, source.format, InstanceConfig(), model, None, "", 0)
 
 
 PROFILES = "profiles"
@@ -135,7 +145,8 @@ def _start(
         name, model = keep_faster(candidates, lambda n: load(n, default(n)), padded=padded)
     else:
         model = load(name, default(name))
-    if config.instances or config.threads or name in _ONE_COPY_EACH:
+    alone = config.instances or config.threads or name in _ONE_COPY_EACH
+    if alone or getattr(model, "takes_requests", False):
         return name, default(name), model
     try:
         instances, model = choose_threads(

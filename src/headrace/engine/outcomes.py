@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from headrace.engine.classify import classified
 from headrace.engine.inflight import Ticket
 from headrace.engine.instances import BatchJob
 from headrace.engine.served import ServedModel
@@ -20,6 +21,10 @@ class Outcomes:
         self._instrument = instrument
         self._now_ns = now_ns
 
+    def watch_with(self, instrument: Instrument) -> None:
+        """Tells ``instrument`` from now on, and nobody else."""
+        self._instrument = instrument
+
     def completed(self, tickets: Sequence[Ticket]) -> None:
         """These succeeded."""
         if tickets:
@@ -27,7 +32,17 @@ class Outcomes:
 
     def ended(self, record: RequestRecord, outcome: str, reason: str) -> None:
         """One request ended in another way."""
+        if outcome == "cancel" and isinstance(record, Ticket) and record.served.decoupled:
+            self.answered(record, "cancel")
         self._instrument.request_failed(record, outcome, reason, self._now_ns())
+
+    def answered(self, ticket: Ticket, kind: str) -> None:
+        """One of several answers came; ``kind`` as in ``Instrument.response_sent``."""
+        now_ns = self._now_ns()
+        since_ns = ticket.answered_ns or ticket.batched_ns or ticket.admitted_ns
+        self._instrument.response_sent(ticket, ticket.answers, kind, since_ns, now_ns)
+        ticket.answers += 1
+        ticket.answered_ns = now_ns
 
     def refused(self, request: InferenceRequest, served: ServedModel, error: HeadraceError) -> None:
         """One request was not taken in at all."""
@@ -68,6 +83,9 @@ def response_of(ticket: Ticket) -> InferenceResponse:
     """
     served, request = ticket.served, ticket.request
     sole, arrays, usage = served.sole_output, ticket.result, None
+    if served.finish is not None:
+        outputs = wanted_of(served.finish(ticket), request, served)
+        return InferenceResponse(served.name, served.version, request.id, outputs, None, None)
     if sole is not None and arrays is not None:  # the common case has nothing to pair
         array = arrays[0]
         outputs = [Tensor(sole.name, sole.datatype, array.shape, array)]
@@ -82,7 +100,28 @@ def response_of(ticket: Ticket) -> InferenceResponse:
     if request.outputs is not None:
         index = served.output_index
         outputs = [outputs[index[wanted.name]] for wanted in request.outputs]
+        for wanted in request.outputs:
+            if wanted.classification:
+                outputs = classified(outputs, request.outputs, served)
+                break
     return InferenceResponse(served.name, served.version, request.id, outputs, None, usage)
+
+
+def wanted_of(
+    outputs: list[Tensor], request: InferenceRequest, served: ServedModel
+) -> list[Tensor]:
+    """Those asked for, in that order and form; a model may have left some out.
+
+    Raises:
+        InvalidRequest: classes are wanted of an output that has none.
+    """
+    if request.outputs is None:
+        return outputs
+    there = {tensor.name: tensor for tensor in outputs}
+    outputs = [there[wanted.name] for wanted in request.outputs if wanted.name in there]
+    if any(wanted.classification for wanted in request.outputs):
+        outputs = classified(outputs, request.outputs, served)
+    return outputs
 
 
 def _finish(task: Task, ticket: Ticket) -> list[Tensor]:

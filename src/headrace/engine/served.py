@@ -2,14 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
+import numpy as np
 
 from headrace.config import ModelConfig
+from headrace.engine.sequence_inputs import SequenceInputs
+from headrace.engine.signature import InputCheck, Signature, check_of
+from headrace.errors import HeadraceError, InstanceDied
 from headrace.runtimes.base import LoadedModel
 from headrace.tasks.base import Task
-from headrace.types import DYNAMIC, ModelMetadata, TensorSpec
+from headrace.types import DYNAMIC, ModelMetadata, Tensor, TensorSpec
+
+if TYPE_CHECKING:
+    from headrace.engine.inflight import Member, Ticket
+
+Intake = Callable[["Ticket"], None]
+"""What becomes of a request that was checked, where it is not queued at once: a task prepares
+it, an ensemble runs its steps, a sequence waits for its turn, a cache answers. It never calls
+the reply before it returns."""
+
+Collate = Callable[[Sequence["Member"]], tuple[list["np.ndarray | None"], int]]
+"""Replaces ``collate.collate``: the batch's arrays as the model takes them, and its rows."""
+
+Finish = Callable[["Ticket"], list[Tensor]]
+"""Makes the public outputs of a ticket's results, where they are not simply the model's own."""
+
+
+class SequenceHooks(Protocol):
+    """What the engine tells the sequences of a model; see ``engine.sequences``."""
+
+    def begin(self, parts: Sequence[Member]) -> None:
+        """A batch of these is handed to its instance."""
+        ...
+
+    def again(self, ticket: Ticket) -> bool:
+        """Its batch is over and its answer is not final: whether it is run again."""
+        ...
+
+    def failed(self, lane: ServedModel, parts: Sequence[Member], error: HeadraceError) -> bool:
+        """A batch failed: whether its requests are not to be run again, one by one."""
+        ...
+
+    def close(self) -> None:
+        """The model is being removed."""
+        ...
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -33,16 +72,6 @@ class Profile(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-class InputCheck(msgspec.Struct, frozen=True):
-    """One input of the public signature, laid out for the check of every request."""
-
-    index: int
-    datatype: str
-    shape: tuple[int, ...]
-    rank: int
-    fixed: tuple[tuple[int, int], ...]  # (axis, size) of the dimensions the model decides
-
-
 class ServedModel:
     """A loaded version with everything a request needs, resolved once.
 
@@ -51,26 +80,43 @@ class ServedModel:
 
     __slots__ = (
         "batchable",
+        "busy",
         "checks",
+        "collate",
         "config",
+        "decoupled",
+        "finish",
         "input_count",
+        "intake",
+        "labels",
+        "lanes",
         "loaded",
         "metadata",
         "name",
         "nonfinite_refused",
         "number",
+        "on_idle",
         "output_index",
         "padding",
         "preparing",
         "profile",
+        "ragged",
         "required",
+        "rows_declared",
         "rows_sent",
         "runtime",
+        "sequence_inputs",
+        "sequences",
+        "signature",
+        "slots",
         "sole_output",
+        "steps",
+        "takes_requests",
         "task",
         "timeout_ns",
         "uniform_rows",
         "version",
+        "whole",
     )
 
     def __init__(
@@ -94,30 +140,66 @@ class ServedModel:
         self.profile = Profile()
         self.batchable = False
         self.rows_sent = False  # the caller's first axis counts rows, with no task in between
+        self.rows_declared = False  # the same, said by its configuration and perhaps not proved
         self.preparing = 0  # requests that a task is turning into items right now
+        self.busy = 0  # requests that have not ended and batches that run, together
+        self.on_idle: Callable[[], None] | None = None  # called when busy has become 0
         self.padding = task.padding if task is not None else None
         # The answer itself, where there is one output and no task makes something of it.
         self.sole_output = loaded.outputs[0] if task is None and len(loaded.outputs) == 1 else None
+        self.takes_requests = getattr(loaded, "takes_requests", False)
+        self.decoupled = getattr(loaded, "decoupled", False)
+        self.intake: Intake | None = None
+        self.collate: Collate | None = None
+        self.finish: Finish | None = None
+        self.steps = tuple([step.model for step in config.ensemble])  # of an ensemble
+        self.sequence_inputs: SequenceInputs | None = None  # of a stateful model
+        self.sequences: SequenceHooks | None = None
+        self.lanes: tuple[ServedModel, ...] = ()  # its instances, where they are told apart
+        self.whole: ServedModel | None = None  # the model that a lane is an instance of
+        self.signature: Signature | None = None  # where it is declared
+        self.labels: dict[str, tuple[str, ...]] = {}  # of outputs, for the classification
+        self.ragged: frozenset[int] = frozenset()  # inputs of any size, run without padding
         self.timeout_ns = int(config.queue.timeout_s * 1e9)
         self.nonfinite_refused = not config.allow_nonfinite
         inputs = metadata.inputs
-        self.input_count = len(inputs)
+        self.input_count = self.slots = len(inputs)
         self.required = frozenset(spec.name for spec in inputs if not spec.optional)
-        self.checks = {spec.name: _check_of(i, spec) for i, spec in enumerate(inputs)}
-        # Nothing but the rows is free: all requests fit one another.
-        self.uniform_rows = task is None and all(
-            not spec.optional and DYNAMIC not in spec.shape[1:] for spec in inputs
-        )
+        self.checks: dict[str, InputCheck] = {}
+        self.uniform_rows = False
+        self.set_checks({s.name: check_of(i, s.datatype, s.shape) for i, s in enumerate(inputs)})
         self.output_index = {spec.name: i for i, spec in enumerate(metadata.outputs)}
+
+    def batch_begins(self, parts: Sequence[Member]) -> None:
+        """A batch of it is handed to an instance."""
+        (self.whole or self).busy += 1
+        if self.sequences is not None:
+            self.sequences.begin(parts)
+
+    def batch_failed(self, parts: Sequence[Member], error: HeadraceError) -> bool:
+        """A batch of it failed: whether its requests may be run again, one by one."""
+        kept = self.sequences is not None and self.sequences.failed(self, parts, error)
+        return not kept and not isinstance(error, InstanceDied)
+
+    def set_checks(self, checks: dict[str, InputCheck]) -> None:
+        """What requests are held against: one for each public input, by its name."""
+        self.checks = checks
+        # Nothing but the rows is free: all requests fit one another.
+        self.uniform_rows = self.task is None and all(
+            name in self.required and (check.index in self.ragged or DYNAMIC not in check.shape[1:])
+            for name, check in checks.items()
+        )
 
     def triton_config(self) -> dict[str, Any]:
         """Triton's ModelConfig as its JSON: protobuf field names, enum names.
 
         ``dims`` leave out the batch dimension where ``max_batch_size`` is above zero, as
-        model_config.proto defines it.
+        model_config.proto defines it. What the model's ``config.pbtxt`` said is shown as it was
+        said, and the rest is what is true here.
         """
         batched = self.batchable and self.padding is None
-        return {
+        parameters = self.config.parameters.items()
+        config: dict[str, Any] = {
             "name": self.name,
             "platform": self.metadata.platform,
             "backend": self.runtime,
@@ -132,16 +214,23 @@ class ServedModel:
                 {"name": self.name, "kind": "KIND_CPU", "count": self.loaded.concurrency}
             ],
             "dynamic_batching": {"max_queue_delay_microseconds": 0},
-            "parameters": {},
+            "parameters": {name: {"string_value": value} for name, value in parameters},
         }
-
-
-def _check_of(index: int, spec: TensorSpec) -> InputCheck:
-    fixed = tuple((axis, size) for axis, size in enumerate(spec.shape) if size != DYNAMIC)
-    return InputCheck(index, spec.datatype, spec.shape, len(spec.shape), fixed)
+        said = self.config.triton_config
+        if said:
+            del config["dynamic_batching"]  # one of three ways of scheduling, or none
+            # What was left to us is shown as we have it.
+            left_out = ("input", "output") if said.get("backend") else tuple(config)
+            config |= {k: v for k, v in said.items() if v or k not in left_out}
+        elif self.config.sequence is not None or self.config.ensemble:
+            del config["dynamic_batching"]
+        if self.config.ensemble:
+            config |= {"backend": "", "instance_group": []}
+            config["model_transaction_policy"] = {"decoupled": self.decoupled}
+        return config
 
 
 def _triton_io(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
     kind = "STRING" if spec.datatype == "BYTES" else spec.datatype
     dims = spec.shape[1:] if batched else spec.shape
-    return {"name": spec.name, "data_type": f"TYPE_{kind}", "dims": [str(size) for size in dims]}
+    return {"name": spec.name, "data_type": f"TYPE_{kind}", "dims": list(dims)}

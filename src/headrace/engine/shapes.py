@@ -25,11 +25,13 @@ class ShapeKeys:
         """The number of this shape; 0 where the signature leaves nothing open."""
         if served.uniform_rows:
             return 0
-        padding = served.padding
+        padding, ragged = served.padding, served.ragged
         shape = tuple(
             [
                 None
                 if array is None
+                else ()
+                if index in ragged
                 else array.shape[1:]
                 if padding is None or padding.values[index] is None
                 else array.shape[1 : padding.axis] + array.shape[padding.axis + 1 :]

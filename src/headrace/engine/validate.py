@@ -9,19 +9,20 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from headrace.engine.served import InputCheck, ServedModel
+from headrace.engine.served import ServedModel
+from headrace.engine.signature import InputCheck
 from headrace.errors import InvalidRequest
 from headrace.types import InferenceRequest, Tensor
 
 
 def check_inputs(request: InferenceRequest, served: ServedModel) -> list[np.ndarray | None]:
-    """The request's arrays in the order of the signature (None: optional and left out).
+    """The request's arrays in the model's order (None: left out, or not for callers).
 
     Raises:
         InvalidRequest: a name, datatype or shape is not what the model expects, an input is
             missing or doubled, an output is unknown, or NaN is not allowed here.
     """
-    arrays: list[np.ndarray | None] = [None] * served.input_count
+    arrays: list[np.ndarray | None] = [None] * served.slots
     checks = served.checks
     for tensor in request.inputs:
         check = checks.get(tensor.name)
@@ -68,11 +69,8 @@ def rows_of(arrays: list[np.ndarray | None], served: ServedModel) -> int:
         if rows < 0:
             rows = array.shape[0]
         elif array.shape[0] != rows:
-            sizes = {
-                spec.name: int(a.shape[0])
-                for spec, a in zip(served.metadata.inputs, arrays, strict=True)
-                if a is not None
-            }
+            there = {name: arrays[check.index] for name, check in served.checks.items()}
+            sizes = {name: len(a) for name, a in there.items() if a is not None}
             raise InvalidRequest(
                 f"inputs of model '{served.name}' must have the same first dimension, got {sizes}",
                 code="batch_mismatch",
@@ -138,8 +136,8 @@ def _check_missing(
     got = [tensor.name for tensor in request.inputs]
     missing = [
         spec.name
-        for spec, array in zip(served.metadata.inputs, arrays, strict=True)
-        if array is None and not spec.optional
+        for spec in served.metadata.inputs
+        if not spec.optional and arrays[served.checks[spec.name].index] is None
     ]
     if missing:
         raise InvalidRequest(

@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from headrace.types import DTYPE_OF
+
 MLP_WIDTHS = (16, 64, 64, 2)
 """The tiny MLP of the benchmarks: cheap enough that what is measured is the server."""
 
@@ -112,6 +114,48 @@ def embedder_reference(
     weights = attention_mask[:, :, None].astype(np.float32)
     total = (_table(seed, vocabulary, width)[input_ids] * weights).sum(1)
     return np.asarray(total / weights.sum(1))
+
+
+def accumulator(datatype: str = "INT32", width: int = 1) -> bytes:
+    """Adds up what a sequence sends: its state goes in and comes out.
+
+    ``INPUT``, ``START`` and ``STATE_IN`` ``[batch, width]`` (``START`` ``[batch, 1]``) ->
+    ``OUTPUT`` and ``STATE_OUT``: the state, 0 where ``START`` is not 0, and ``INPUT``.
+    """
+    wide, narrow = ("batch", width), ("batch", 1)
+    weights = [
+        numpy_helper.from_array(np.array([[value]], DTYPE_OF[datatype]), name)
+        for name, value in (("one", 1), ("zero", 0))
+    ]
+    nodes = [
+        helper.make_node("Equal", ["START", "zero"], ["goes_on"]),
+        helper.make_node("Where", ["goes_on", "one", "zero"], ["kept"]),
+        helper.make_node("Mul", ["STATE_IN", "kept"], ["before"]),
+        helper.make_node("Add", ["before", "INPUT"], ["STATE_OUT"]),
+        helper.make_node("Identity", ["STATE_OUT"], ["OUTPUT"]),
+    ]
+    inputs = [
+        _tensor("INPUT", datatype, wide),
+        _tensor("START", datatype, narrow),
+        _tensor("STATE_IN", datatype, wide),
+    ]
+    outputs = [_tensor("OUTPUT", datatype, wide), _tensor("STATE_OUT", datatype, wide)]
+    return _model(nodes, inputs, outputs, weights)
+
+
+def history() -> bytes:
+    """Answers all that a sequence has sent so far: a state that grows, and no rows.
+
+    ``INPUT`` FP32 ``[1]`` and ``STATE_IN`` FP32 ``[seen]`` -> ``OUTPUT`` and ``STATE_OUT``: the
+    state with the input behind it.
+    """
+    nodes = [
+        helper.make_node("Concat", ["STATE_IN", "INPUT"], ["STATE_OUT"], axis=0),
+        helper.make_node("Identity", ["STATE_OUT"], ["OUTPUT"]),
+    ]
+    inputs = [_tensor("INPUT", "FP32", (1,)), _tensor("STATE_IN", "FP32", ("seen",))]
+    outputs = [_tensor("OUTPUT", "FP32", ("all",)), _tensor("STATE_OUT", "FP32", ("all",))]
+    return _model(nodes, inputs, outputs)
 
 
 def optional_bias() -> bytes:

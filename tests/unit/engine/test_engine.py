@@ -438,3 +438,22 @@ async def test_if_one_item_expires_the_whole_request_does_and_nothing_is_left(be
     assert (await bench.engine.infer(text(b"b"))).outputs[0].data[0] == ord("b")
     assert bench.engine.statistics().live == 0
     assert bench.watcher.ends == ["expire:deadline_exceeded", "complete"]
+
+
+async def test_a_better_priority_goes_first_where_the_model_has_levels(bench):
+    model = ScriptedModel()
+    profile = Profile(max_rows=1, batchable=True)
+    bench.serve(model, profile=profile, queue=QueueConfig(priority_levels=2, default_priority=2))
+    model.may_run.clear()
+    first = asyncio.create_task(bench.engine.infer(request([0, 0])))
+    await entered(model)
+    said = [2, 1, 0, 1, 9]
+    rest = [
+        asyncio.create_task(bench.engine.infer(request([i + 1, 0], priority=priority)))
+        for i, priority in enumerate(said)
+    ]
+    await asyncio.sleep(0)
+    model.may_run.set()
+    await asyncio.gather(first, *rest)
+
+    assert [int(batch[0][0, 0]) for batch in model.batches] == [0, 2, 4, 1, 3, 5]

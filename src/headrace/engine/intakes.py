@@ -1,0 +1,98 @@
+"""What becomes of a request between its check and the queue, put together once for a model.
+
+In this order, each only where the model needs it: answered from the cache; brought into the
+model's own shape; prepared by a task, run as an ensemble, or made to wait for its turn in a
+sequence (``served.intake``); queued. A model that needs none of it has no intake at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from headrace.engine import declared
+from headrace.engine.inflight import Ticket
+from headrace.engine.prepared import Preparation
+from headrace.engine.response_cache import ResponseCache
+from headrace.engine.served import ServedModel
+from headrace.errors import HeadraceError
+from headrace.telemetry.instruments import Instrument
+from headrace.types import InferenceResponse
+
+
+class _Engine(Protocol):
+    """What intakes need of the engine."""
+
+    def admit(self, ticket: Ticket) -> None: ...
+
+    def fail(self, ticket: Ticket, outcome: str, error: HeadraceError) -> None: ...
+
+    def answer(self, ticket: Ticket, response: InferenceResponse) -> None: ...
+
+    def answer_unrun(self, ticket: Ticket) -> None: ...
+
+
+class Intakes:
+    """One for an engine. On the event loop.
+
+    Args:
+        preprocess_threads: of tasks.
+        cache_bytes: what the response cache may hold; 0: there is none.
+    """
+
+    def __init__(
+        self,
+        engine: _Engine,
+        loop: asyncio.AbstractEventLoop,
+        now_ns: Callable[[], int],
+        instrument: Instrument,
+        *,
+        preprocess_threads: int,
+        cache_bytes: int,
+    ) -> None:
+        self._admit = engine.admit
+        self._preparation = Preparation(
+            loop,
+            preprocess_threads,
+            admit=engine.admit,
+            fail=engine.fail,
+            answer=engine.answer_unrun,
+        )
+        self.cache = ResponseCache(
+            cache_bytes,
+            loop=loop,
+            now_ns=now_ns,
+            answer=engine.answer,
+            fail=engine.fail,
+            instrument=instrument,
+        )
+
+    def lay(self, served: ServedModel) -> None:
+        """Completes ``served.intake``; before the model is published."""
+        then = served.intake
+        if then is None and served.task is not None:
+            then = self._preparation.take
+        signature = served.signature
+        if signature is not None and (signature.reshapes or signature.rows_max):
+            then = declared.shaping(signature, served, then or self._admit)
+        if self._is_cached(served):
+            then = self.cache.before(then or self._admit)
+        served.intake = then
+
+    def forget(self, served: ServedModel) -> None:
+        """The model is gone."""
+        self.cache.forget(served)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._preparation.close()
+
+    def _is_cached(self, served: ServedModel) -> bool:
+        config = served.config
+        return (
+            config.response_cache
+            and self.cache.max_bytes > 0
+            and not served.decoupled
+            and config.sequence is None
+        )
