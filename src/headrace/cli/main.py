@@ -29,7 +29,10 @@ from collections.abc import Iterable, Sequence
 import headrace
 from headrace.errors import ConfigError, HeadraceError
 
-COMMANDS = ("serve", "demo", "pull", "convert", "bench", "doctor")
+COMMANDS = ("serve", "demo", "pull", "convert", "import", "bench", "doctor")
+
+_MODULES = {"import": "import_model"}
+"""Commands whose module cannot have their name."""
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -78,7 +81,8 @@ def build_parser(commands: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     _add_debug(parser)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in commands:
-        importlib.import_module(f"headrace.cli.{name}").add_parser(subparsers)
+        module = importlib.import_module(f"headrace.cli.{_MODULES.get(name, name)}")
+        module.add_parser(subparsers)
     for command in subparsers.choices.values():
         _add_debug(command, hidden=True)
     return parser

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.cli import triton_flags
 from headrace.loading import LoadedConfig, cache_folder, config_file, explain, load_config
 
 if TYPE_CHECKING:
     from headrace.config import Config
+    from headrace.repository.base import ScanResult
 
 _EPILOG = """\
 examples:
@@ -19,11 +21,15 @@ examples:
   headrace serve ./models --workers 2            a repository: <model>/<version>/<file>
   headrace serve ./minilm --port 0               a Hugging Face folder, any free port
   headrace serve model.onnx --show-config        every setting and where it comes from
+  headrace serve --model-repository=/models      Triton's command line works too
 """
 
 _FLAGS: dict[str, str] = {
     "host": "server.host",
     "port": "server.port",
+    "grpc_port": "server.grpc_port",
+    "metrics_port": "server.metrics_port",
+    "grpc_server": "server.grpc_server",
     "workers": "server.workers",
     "drain_timeout_s": "server.drain_timeout_s",
     "readiness_grace_s": "server.readiness_grace_s",
@@ -51,18 +57,26 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("models", nargs="+", help="model file, model folder or repository")
+    parser.add_argument("models", nargs="*", help="model file, model folder or repository")
     parser.add_argument("--name", default="", help="what to call the model (one model only)")
     parser.add_argument("--config", help="configuration file (default: headrace.toml if there)")
     parser.add_argument("--show-config", action="store_true", help="print settings and stop")
-    parser.add_argument("--log-format", choices=["auto", "text", "json"], default="auto")
     parser.add_argument(
-        "--log-level", choices=["debug", "info", "warning", "error"], default="info"
+        "--log-format",
+        choices=["auto", "text", "json"],
+        type=lambda text: {"default": "auto", "ISO8601": "auto"}.get(text, text),  # Triton's
+        default="auto",
+    )
+    parser.add_argument(
+        "--log-level", choices=["debug", "info", "warning", "error"], help="default: info"
     )
     parser.add_argument("--access-log", action="store_true", help="one log line per request")
     server = parser.add_argument_group("server")
     server.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     server.add_argument("--port", type=int, help="port (default: 8000; 0: any free one)")
+    server.add_argument("--grpc-port", type=int, help="a further port for gRPC (default: none)")
+    server.add_argument("--metrics-port", type=int, help="a further port for /metrics")
+    server.add_argument("--grpc-server", help="headrace (default), or grpcio on --grpc-port")
     server.add_argument("--workers", type=int, help="processes that share the port (default: 1)")
     server.add_argument("--tls-certificate", help="PEM file: serve HTTPS")
     server.add_argument("--tls-key", help="PEM file of the certificate's key")
@@ -80,69 +94,95 @@ def add_parser(subparsers: Any) -> None:
     models.add_argument("--max-batch-tokens", type=int, help="rows x longest in one execution")
     models.add_argument("--max-queue-size", type=int, help="requests that may wait for a model")
     models.add_argument("--timeout-s", type=float, help="a request is answered 504 after so long")
+    triton_flags.add_flags(parser)
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    loaded = _load(args, os.environ)
+    triton = triton_flags.understand(args)
+    loaded = _load(args, triton, os.environ)
     if args.show_config:
         print(explain(loaded))
         return 0
     from headrace.telemetry import logs
 
+    args.models = triton_flags.paths_of(args.models, triton)
+    args.log_level = args.log_level or triton.log_level or "info"
     logs.configure(format=args.log_format, level=args.log_level, access=args.access_log)
+    if loaded.config.server.log_file:
+        logs.log_to(loaded.config.server.log_file)
+    triton_flags.tell(triton, loaded.config.server)
     if loaded.config.server.workers > 1:
         return _serve_with_workers(args, loaded.config)
     return _serve_alone(args, loaded.config)
 
 
-def _load(args: argparse.Namespace, env: Mapping[str, str]) -> LoadedConfig:
-    flags = {field: getattr(args, flag) for flag, field in _FLAGS.items()}
+def _load(
+    args: argparse.Namespace, triton: triton_flags.Understood, env: Mapping[str, str]
+) -> LoadedConfig:
+    own = {field: getattr(args, flag) for flag, field in _FLAGS.items()}
     names = {field: "--" + flag.replace("_", "-") for flag, field in _FLAGS.items()}
+    flags = triton.fields | {field: value for field, value in own.items() if value is not None}
     file = config_file(args.config, env, Path())
-    return load_config(file, env, flags, flag_names=names)
+    loaded = load_config(file, env, flags, flag_names=names | triton.names)
+    ports = triton_flags.default_ports(triton, loaded.config.server, loaded.origins)
+    if not ports:
+        return loaded
+    names = names | triton.names | dict.fromkeys(ports, "--model-repository")
+    return load_config(file, env, flags | ports, flag_names=names)
 
 
 def _serve_alone(args: argparse.Namespace, config: Config) -> int:
+    import msgspec
+
     from headrace.engine.opening import Openings
     from headrace.repository.layout import scan
-    from headrace.server.sockets import listening_socket
+    from headrace.server import ports
 
     found = scan([Path(path) for path in args.models], config=config, name=args.name)
-    listener = listening_socket(config.server.host, config.server.port)
+    _tell_notes(found)
+    listeners, server = ports.listen(config.server)
+    config = msgspec.structs.replace(config, server=server)
     openings = Openings(found.models, cache_folder(config, os.environ))
     # The models are on their way: time to import what will serve them.
     import uvloop
 
     from headrace.server.app import serve
 
-    url = address(config, listener.getsockname()[1])
-
     async def main() -> int:
-        return await serve(config, found, listener, openings=openings, announce=_announcement(url))
+        return await serve(
+            config,
+            found,
+            listeners,
+            openings=openings,
+            announce=_announcement(config),
+            paths=[Path(path) for path in args.models],
+            name=args.name,
+        )
 
     return uvloop.run(main())
 
 
 def _serve_with_workers(args: argparse.Namespace, config: Config) -> int:
+    import contextlib
     import logging
 
     import msgspec
 
     from headrace.repository.layout import scan
+    from headrace.server import ports
     from headrace.server.link import Roster
     from headrace.server.processes import Supervisor, run_workers
-    from headrace.server.sockets import reserve_port
     from headrace.server.worker import WorkerSpec
 
     # A mistake in the paths is told here, once, and not by every worker.
-    scan([Path(path) for path in args.models], config=config, name=args.name)
-    placeholder = reserve_port(config.server.host, config.server.port)
-    port = placeholder.getsockname()[1]
-    server = msgspec.structs.replace(config.server, port=port)
+    found = scan([Path(path) for path in args.models], config=config, name=args.name)
+    _tell_notes(found)
+    held, server = ports.reserve(config.server)
+    config = msgspec.structs.replace(config, server=server)
     spec = WorkerSpec(
-        msgspec.structs.replace(config, server=server),
+        config,
         tuple(args.models),
         args.name,
         args.log_format,
@@ -157,10 +197,12 @@ def _serve_with_workers(args: argparse.Namespace, config: Config) -> int:
         log.info("%d of %d workers ready", roster.ready, roster.count)
         if roster.ready == roster.count and not announced:
             announced = True
-            for line in _announcement(address(config, port)):
+            for line in _announcement(config):
                 log.info("%s", line)
 
-    with placeholder:
+    with contextlib.ExitStack() as reserved:
+        for placeholder in held:
+            reserved.enter_context(placeholder)
         supervisor = Supervisor(
             config.server.workers,
             spec.command,
@@ -168,6 +210,13 @@ def _serve_with_workers(args: argparse.Namespace, config: Config) -> int:
             on_roster=on_roster,
         )
         return run_workers(supervisor)
+
+
+def _tell_notes(found: ScanResult) -> None:
+    import logging
+
+    for note in found.notes:
+        logging.getLogger("headrace.repository").warning("%s", note)
 
 
 def address(config: Config, port: int) -> str:
@@ -179,5 +228,8 @@ def address(config: Config, port: int) -> str:
     return f"{'https' if config.server.tls else 'http'}://{shown}:{port}"
 
 
-def _announcement(url: str) -> tuple[str, ...]:
-    return (f"ready on {url} (try it: {url}/docs)",)
+def _announcement(config: Config) -> tuple[str, ...]:
+    from headrace.server import ports
+
+    url = address(config, config.server.port)
+    return (f"ready on {url} (try it: {url}/docs){ports.announced(config.server)}",)

@@ -1,4 +1,4 @@
-"""What a repository knows about one version of one model, before anything is loaded."""
+"""What a repository knows about its models, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 import msgspec
 
 from headrace.config import ModelConfig
+from headrace.errors import OperatorError
 
 
 class ModelSource(msgspec.Struct, frozen=True):
     """One servable version, found on disk.
 
-    ``format``: ``onnx``, ``openvino``, ``python``, ``null``. ``path`` is the file to load,
+    ``format``: ``onnx``, ``openvino``, ``python``, ``null``, or ``ensemble``, whose ``path`` is
+    the configuration that names its steps. For the others ``path`` is the file to load,
     ``folder`` what it may not leave. ``task`` is the detected task ("tensor" where nothing
     suggests another) and ``task_options`` what detection found out for it (tokenizer path,
     pooling, labels, columns). ``config`` is the merge of defaults, the folder's own
@@ -29,3 +31,43 @@ class ModelSource(msgspec.Struct, frozen=True):
     task_options: dict[str, Any] = {}
     config: ModelConfig = ModelConfig()
     digest: str = ""
+    notes: tuple[str, ...] = ()
+    """What the model's ``config.pbtxt`` says without effect, a sentence each."""
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """One model, or one version of it, that cannot be served, and why.
+
+    ``version`` is "" where the whole model is concerned.
+    """
+
+    name: str
+    version: str
+    path: Path
+    error: OperatorError
+
+    @property
+    def reason(self) -> str:
+        """The error as one line, its hint included."""
+        return (
+            f"{self.error.message} ({self.error.hint})" if self.error.hint else self.error.message
+        )
+
+
+class ScanResult(msgspec.Struct, frozen=True):
+    """What was found.
+
+    Attributes:
+        models: every servable version, by name, newest version first.
+        problems: what was meant to be a model and cannot be served.
+        unused: names in ``Config.models`` that match nothing found: perhaps misspelt.
+    """
+
+    models: tuple[ModelSource, ...]
+    problems: tuple[Problem, ...] = ()
+    unused: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the models' ``config.pbtxt`` files say without effect, each once."""
+        return tuple(dict.fromkeys(note for model in self.models for note in model.notes))

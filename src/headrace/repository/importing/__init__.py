@@ -1,0 +1,1 @@
+"""Other servers' model folders and configurations, read into ours; see ``detect.py``."""
