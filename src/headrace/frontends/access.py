@@ -8,23 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from headrace.clock import MonotonicClock
+from headrace.frontends.access_log import CLIENT_LEFT, log_request, shown
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.http1 import Connection
 from headrace.frontends.lane import Lane
 
-_now_ns = MonotonicClock.now_ns
-
-CLIENT_LEFT = 499
-"""As nginx logs a client that did not wait for its answer."""
-
 
 class LoggedConnection(Connection):
-    """Logs method, target, status, bytes of the answer's body, milliseconds, and the client.
-
-    ``ms`` is from the last byte of the request to the last byte of the answer handed to the
-    socket. What never became a request has neither method nor target, and 0 ms.
-    """
+    """Logs every request of an HTTP/1.1 connection; ``Http2Connection`` is given the log."""
 
     def __init__(self, lane: Lane, log: logging.Logger) -> None:
         super().__init__(lane)
@@ -34,7 +25,7 @@ class LoggedConnection(Connection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Asks who it is while it is sure to be there."""
-        self._peer = _shown(transport.get_extra_info("peername"))
+        self._peer = shown(transport.get_extra_info("peername"))
         super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -67,21 +58,6 @@ class LoggedConnection(Connection):
 
     def _line(self, exchange: Exchange, status: int, size: int) -> None:
         head = exchange.head
-        elapsed_ns = _now_ns() - exchange.arrived_ns if exchange.arrived_ns else 0
-        fields = {
-            "method": head.method.decode("latin-1") or "-",
-            "target": head.target.decode("latin-1") or "-",
-            "status": status,
-            "bytes": size,
-            "ms": round(elapsed_ns / 1e6, 3),
-            "peer": self._peer,
-        }
-        self._log.info("request", extra={"fields": fields})
-
-
-def _shown(address: object) -> str:
-    """``192.0.2.1:5000``, ``[2001:db8::1]:5000``, or what a Unix socket has."""
-    if not isinstance(address, tuple):
-        return str(address or "-")
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        log_request(
+            self._log, self._peer, head.method, head.target, status, size, exchange.arrived_ns
+        )

@@ -85,7 +85,8 @@ def http_error_response(request: Request, error: Exception) -> Response:
 
 def _is_openai(request: Request) -> bool:
     path = request.url.path
-    return path.startswith("/v1/") and not path.endswith(":predict")  # KServe's V1 is V2's kin
+    predicts = request.method == "POST" and path.endswith(":predict")  # KServe's V1 is V2's kin
+    return path.startswith("/v1/") and not predicts
 
 
 def _paths(app: Starlette) -> list[str]:

@@ -18,7 +18,7 @@ from typing import cast
 from headrace.clock import MonotonicClock
 from headrace.errors import HeadraceError
 from headrace.frontends import refusals
-from headrace.frontends.decompress import decompress
+from headrace.frontends.decompress import decompress_later
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.heads import Head
 from headrace.frontends.lane import NEVER, Lane
@@ -44,6 +44,9 @@ with unread bytes would reset the connection and take the answer with it."""
 
 _HEAD_END = b"\r\n\r\n"
 
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""RFC 9113 section 3.4: what HTTP/2 with prior knowledge, or after ALPN, begins with."""
+
 _NO_HEAD = Head(b"", b"", {}, [])
 """Of a request that never became one."""
 
@@ -66,6 +69,7 @@ class Connection(asyncio.Protocol):
         self._stage = 0  # of the reader, when the deadline was set
         self._lingering = False
         self._ending = False  # no further request is read; closes after the last answer
+        self._preface: bytes | None = b""  # of HTTP/2, so far; None: this is HTTP/1
         self._misses = 0
         self._last_head: Head | None = None  # of those remembered, the one that came last here
         self._last_raw_head = b""
@@ -136,6 +140,8 @@ class Connection(asyncio.Protocol):
         self._parse(data)
 
     def _parse(self, data: bytes) -> None:
+        if self._preface is not None and (data := self._sniff(data)) == b"":
+            return
         reader = self._reader
         try:
             refusal = reader.feed(data)
@@ -155,6 +161,29 @@ class Connection(asyncio.Protocol):
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._set_deadline()
 
+    def _sniff(self, data: bytes) -> bytes:
+        """The first bytes of a connection, once they are HTTP/1; b"" if they are (or may yet
+        be) HTTP/2's, which is then somebody else's business.
+        """
+        lane, preface = self._lane, _HTTP2_PREFACE
+        first = (self._preface or b"") + data
+        begins = first.startswith(preface) or preface.startswith(first)
+        if lane.http2 is None or not begins or self._last_head is not None:
+            self._preface = None
+            return first
+        self._reader.raw_head = b""
+        if len(first) < len(preface):
+            self._preface = first
+            self.deadline_s = lane.now_s + self._limits.header_timeout_s
+            return b""
+        self._ending = True
+        self._reader.close()
+        successor = lane.http2()
+        lane.counters.received_bytes -= len(first)  # counted again
+        lane.hand_over(self, successor)
+        successor.take_over(self._transport, first)
+        return b""
+
     def eof_received(self) -> bool:
         """The client sends no more: it is leaving, and what it waited for is cancelled.
 
@@ -162,7 +191,7 @@ class Connection(asyncio.Protocol):
         what overload is made of; nginx, Go and uvicorn decide alike.
         """
         self._ending = True
-        if self._reader.state is not IDLE and not self._exchanges:
+        if (self._reader.state is not IDLE or self._preface) and not self._exchanges:
             self._refuse(refusals.malformed("the connection ended in the middle of a request"))
         return False  # the transport closes, once what was written is sent
 
@@ -195,7 +224,7 @@ class Connection(asyncio.Protocol):
                 self._postponed.append(exchange)
                 return not self._ending
         if head.encoded:
-            self._decompress(exchange)
+            decompress_later(self._lane, exchange, self._handle)
         else:
             self._handle(exchange)
         return not self._ending
@@ -210,34 +239,6 @@ class Connection(asyncio.Protocol):
         except Exception as error:  # noqa: BLE001 - one request must not end the others
             _LOG.exception("a handler failed")
             exchange.respond_error(error)
-
-    def _decompress(self, exchange: Exchange) -> None:
-        """Off the loop, because a megabyte of gzip is milliseconds of work."""
-        future = self._lane.loop.run_in_executor(
-            None,
-            decompress,
-            exchange.body,
-            exchange.head.headers[b"content-encoding"],
-            self._limits.max_body_bytes,
-        )
-
-        def finished(done: asyncio.Future[bytes | Refusal]) -> None:
-            if self.closed or done.cancelled():
-                return
-            error = done.exception()
-            if error is not None:
-                exchange.respond_error(error)
-                return
-            outcome = done.result()
-            if isinstance(outcome, bytes):
-                exchange.body = outcome
-                self._handle(exchange)
-            else:
-                if outcome.limit:
-                    self._lane.counters.reject(outcome.limit)
-                exchange.respond(outcome.status, outcome.body(self._limits))
-
-        future.add_done_callback(finished)
 
     # -- answers ---------------------------------------------------------------------------
 
@@ -340,7 +341,7 @@ class Connection(asyncio.Protocol):
         while postponed and len(exchanges) - len(postponed) < self._limits.max_pipelined:
             exchange = postponed.popleft()
             if exchange.head.encoded:
-                self._decompress(exchange)
+                decompress_later(self._lane, exchange, self._handle)
             else:
                 self._handle(exchange)
         self._starting = False
@@ -368,7 +369,7 @@ class Connection(asyncio.Protocol):
             else:
                 self._lane.counters.reject("write_timeout_s")
                 transport.abort()
-        elif self._reader.state is IN_HEAD:
+        elif self._reader.state is IN_HEAD or self._preface:
             self._refuse(refusals.HEAD_TIMEOUT)
         elif self._reader.state is IN_BODY:
             self._refuse(refusals.BODY_TIMEOUT)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from email.utils import formatdate
 from typing import Protocol
 
-from headrace.config import HttpLimits
+from headrace.config import Http2Limits, HttpLimits
 from headrace.frontends import refusals
 from headrace.frontends.exchange import Handler
+from headrace.frontends.grpc.call import Methods
 from headrace.frontends.heads import Head
 from headrace.frontends.refusals import Refusal
 from headrace.telemetry.snapshot import HttpCounters
@@ -33,6 +35,14 @@ class Connection(Protocol):
         ...
 
 
+class Successor(Connection, Protocol):
+    """A connection of another protocol, once the client's first bytes have said which."""
+
+    def take_over(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Goes on with a connection, and what has been read of it."""
+        ...
+
+
 NEVER = float("inf")
 _SWEEP_S = 1.0
 """Timeouts are of tens of seconds, so one look a second at all connections does, where a
@@ -47,7 +57,11 @@ _SPARE_CONNECTIONS = 256
 
 
 class Lane:
-    """The HTTP/1.1 side of one server process. Made on a running event loop."""
+    """The HTTP side of one server process. Made on a running event loop.
+
+    ``grpc`` are the gRPC methods there are; ``http2`` makes what takes over a connection that
+    begins as HTTP/2 does. Without it HTTP/2 is refused.
+    """
 
     def __init__(
         self,
@@ -55,12 +69,16 @@ class Lane:
         *,
         limits: HttpLimits,
         counters: HttpCounters,
+        http2_limits: Http2Limits = Http2Limits(),  # noqa: B008 - frozen
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.loop = loop or asyncio.get_running_loop()
         self.handler = handler
         self.limits = limits
+        self.http2_limits = http2_limits
         self.counters = counters
+        self.grpc: Methods = {}
+        self.http2: Callable[[], Successor] | None = None
         self.connections: set[Connection] = set()
         self.draining = False
         timeouts_s = (
@@ -69,7 +87,7 @@ class Lane:
             limits.idle_timeout_s,
             limits.write_timeout_s,
         )
-        self._sweep_s = min(_SWEEP_S, min(timeouts_s) / 4)
+        self.sweep_s = min(_SWEEP_S, min(timeouts_s) / 4)
         self.now_s = NEVER
         """Coarse, for timeouts only: moved on with every sweep, to the time of the next one,
         so that a deadline may be late by two sweeps but is never early."""
@@ -87,7 +105,7 @@ class Lane:
         """Counts a new connection; why it may not stay, if it may not and can be told."""
         if self._sweeper is None:
             self._refresh()
-            self._sweeper = self.loop.call_later(self._sweep_s, self._sweep)
+            self._sweeper = self.loop.call_later(self.sweep_s, self._sweep)
         counters = self.counters
         self.connections.add(connection)
         counters.connections_open += 1
@@ -101,6 +119,12 @@ class Lane:
             return refusals.TOO_MANY_CONNECTIONS
         counters.connections += 1
         return None
+
+    def hand_over(self, connection: Connection, successor: Connection) -> None:
+        """The same client, spoken to by somebody else from now on."""
+        if connection in self.connections:
+            self.connections.remove(connection)
+            self.connections.add(successor)
 
     def remember(self, raw: bytes, head: Head) -> None:
         """Keeps a head for the next request with the same bytes."""
@@ -138,7 +162,7 @@ class Lane:
             self._sweeper = None
 
     def _refresh(self) -> None:
-        self.now_s = self.loop.time() + self._sweep_s
+        self.now_s = self.loop.time() + self.sweep_s
         self.idle_deadline_s = self.now_s + self.limits.idle_timeout_s
         # RFC 9110 section 6.6.1: an origin server with a clock sends Date.
         self.date_line = b"date: " + formatdate(time.time(), usegmt=True).encode() + b"\r\n"
@@ -155,4 +179,4 @@ class Lane:
             connection.timed_out()
         self._sweeper = None
         if self.connections:
-            self._sweeper = self.loop.call_later(self._sweep_s, self._sweep)
+            self._sweeper = self.loop.call_later(self.sweep_s, self._sweep)

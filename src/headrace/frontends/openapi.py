@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from headrace.frontends.examples import EMBEDDING_TEXTS, infer_example, is_complete
+from headrace.frontends.openapi_control import CONTROL_SCHEMAS, CONTROL_TAG, control_paths
 from headrace.frontends.openapi_schemas import SCHEMAS, Schema, embeddings_request, ref
 from headrace.types import DYNAMIC, ModelMetadata
 
@@ -67,9 +68,14 @@ EMBEDDING = "text-embedding"
 """Task kind of the models that the OpenAI API can serve."""
 
 
-def build_openapi(models: Sequence[DescribedModel], *, version: str) -> dict[str, Any]:
-    """The document as JSON values; ``models`` give the examples."""
-    return {
+def build_openapi(
+    models: Sequence[DescribedModel], *, version: str, control: bool = False
+) -> dict[str, Any]:
+    """The document as JSON values; ``models`` give the examples.
+
+    ``control``: the routes that control the server are there too.
+    """
+    document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
             "title": "headrace",
@@ -95,6 +101,17 @@ def build_openapi(models: Sequence[DescribedModel], *, version: str) -> dict[str
             "schemas": {**SCHEMAS, "EmbeddingsRequest": embeddings_request(_dimensions(models))}
         },
     }
+    if control:
+        versions = [v for each in models for v in each.metadata.versions]
+        document["tags"].append(CONTROL_TAG)
+        document["paths"] |= control_paths(
+            _model_parameter(models),
+            _path_parameter("version", versions),
+            _errors((501, *_EVERYWHERE)),
+            _errors((501, *_MODEL)),
+        )
+        document["components"]["schemas"] |= CONTROL_SCHEMAS
+    return document
 
 
 def _dimensions(models: Sequence[DescribedModel]) -> list[int]:
@@ -156,7 +173,27 @@ def _inference_paths(models: Sequence[DescribedModel]) -> dict[str, Any]:
     for path, parameters, suffix in _versioned("infer", ()):
         operation = {**infer, "operationId": f"infer{suffix}"}
         paths[path] = {"parameters": parameters, "post": operation}
+    for what, media in (("generate", JSON), ("generate_stream", "text/event-stream")):
+        for path, parameters, suffix in _versioned(what, ()):
+            operation = {**_generate(media), "operationId": f"{what}{suffix}"}
+            paths[path] = {"parameters": parameters, "post": operation}
     return paths
+
+
+def _generate(media: str) -> dict[str, Any]:
+    return {
+        "tags": ["inference"],
+        "summary": "Generate, in one answer" if media == JSON else "Generate, answer by answer",
+        "description": (
+            "Triton's generate extension: members of the body are inputs by name, and the "
+            "members of an answer outputs by name."
+        ),
+        "requestBody": {"required": True, "content": {JSON: {"schema": {"type": "object"}}}},
+        "responses": {
+            "200": {"description": "Outputs by name.", "content": {media: {"schema": {}}}},
+            **_errors(_EXECUTION),
+        },
+    }
 
 
 def _predict() -> dict[str, Any]:

@@ -44,8 +44,8 @@ CHUNKED_IN_1_0 = malformed("HTTP/1.0 has no Transfer-Encoding")
 BAD_VERSION = Refusal(
     505,
     "unknown_version",
-    "this port speaks HTTP/1.1 and HTTP/1.0 only",
-    "a client that insists on HTTP/2 (prior knowledge) must be told not to",
+    "a request line may say HTTP/1.1 or HTTP/1.0",
+    "HTTP/2 begins with a preface of its own (prior knowledge), or over TLS with ALPN",
 )
 UNKNOWN_CODING = Refusal(
     501,

@@ -23,13 +23,29 @@ from starlette.routing import Route
 
 from headrace.errors import CapacityError, HeadraceError, ModelNotFound, ModelNotReady, Unsupported
 from headrace.frontends.codecs import json_guard
+from headrace.frontends.control import Control
 from headrace.frontends.docs_page import docs_page, landing_page
 from headrace.frontends.envelope import Envelope, error_response, http_error_response
 from headrace.frontends.openapi import EMBEDDING, DescribedModel, build_openapi
+from headrace.frontends.rest_control import ControlRoutes
 from headrace.telemetry.exposition import CONTENT_TYPE
 from headrace.types import ModelMetadata, ModelVersionStatus, TensorSpec
 
-EXTENSIONS = ("binary_tensor_data", "model_configuration")
+EXTENSIONS = (
+    "classification",
+    "sequence",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "model_configuration",
+    "system_shared_memory",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "trace",
+    "logging",
+    "generate",
+)
 """V2 extensions by the names Triton gave them; exactly those that work."""
 
 _json = msgspec.json.Encoder().encode
@@ -81,6 +97,7 @@ class _Rest:
         is_live: Callable[[], bool],
         is_ready: Callable[[], bool],
         extensions: Sequence[str],
+        controlled: bool,
     ) -> None:
         self._engine = engine
         self._version = version
@@ -88,6 +105,7 @@ class _Rest:
         self._is_live = is_live
         self._is_ready = is_ready
         self._extensions = list(extensions)
+        self._controlled = controlled
         self._started_s = int(time.time())
 
     def routes(self) -> list[Route]:
@@ -119,6 +137,10 @@ class _Rest:
             "/v1/models/{model}:predict": self.not_here,
             model + "/infer": self.not_here,
             model + "/versions/{version}/infer": self.not_here,
+            model + "/generate": self.not_here,
+            model + "/versions/{version}/generate": self.not_here,
+            model + "/generate_stream": self.not_here,
+            model + "/versions/{version}/generate_stream": self.not_here,
             "/v2/repository/index": self.repository_index,
         }
         posted = [Route(path, handler, methods=["POST"]) for path, handler in posts.items()]
@@ -225,12 +247,15 @@ class _Rest:
 
     async def openapi(self, _: Request) -> Response:
         """OpenAPI 3.1."""
-        return _reply(build_openapi(self._described(), version=self._version))
+        return _reply(self._document(self._described()))
 
     async def docs(self, _: Request) -> Response:
         """The same for people, with a form to try a model."""
         models = self._described()
-        return docs_page(build_openapi(models, version=self._version), models)
+        return docs_page(self._document(models), models)
+
+    def _document(self, models: Sequence[DescribedModel]) -> dict[str, Any]:
+        return build_openapi(models, version=self._version, control=self._controlled)
 
     async def landing(self, _: Request) -> Response:
         """What is served here."""
@@ -264,6 +289,7 @@ def create_app(
     is_live: Callable[[], bool],
     is_ready: Callable[[], bool],
     extensions: Sequence[str] = EXTENSIONS,
+    control: Control | None = None,
 ) -> Starlette:
     """The application.
 
@@ -274,6 +300,7 @@ def create_app(
         is_live, is_ready: the truth behind the health routes; readiness is false while the
             server drains.
         extensions: advertised by ``GET /v2``.
+        control: what its routes control; None: there are none, but for the index.
     """
     rest = _Rest(
         engine,
@@ -282,9 +309,12 @@ def create_app(
         is_live=is_live,
         is_ready=is_ready,
         extensions=extensions,
+        controlled=control is not None,
     )
+    # First: "/v2/models/stats" is no model, and the control's index knows more models.
+    controls = [] if control is None else ControlRoutes(control).routes()
     app = Starlette(
-        routes=rest.routes(),
+        routes=[*controls, *rest.routes()],
         middleware=[Middleware(Envelope)],
         exception_handlers={
             HeadraceError: error_response,

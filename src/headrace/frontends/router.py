@@ -7,6 +7,7 @@ import re
 from headrace.frontends import openai
 from headrace.frontends.asgi_bridge import AsgiBridge
 from headrace.frontends.exchange import Exchange
+from headrace.frontends.generate import GenerateRoute
 from headrace.frontends.openai import EmbeddingsRoute
 from headrace.frontends.v1_predict import PredictRoute
 from headrace.frontends.v2_infer import InferRoute
@@ -22,11 +23,13 @@ class Router:
         infer: InferRoute,
         embeddings: EmbeddingsRoute,
         predict: PredictRoute,
+        generate: GenerateRoute,
         rest: AsgiBridge,
     ) -> None:
         self._infer = infer
         self._embeddings = embeddings
         self._predict = predict
+        self._generate = generate
         self._rest = rest
 
     def handle(self, exchange: Exchange) -> None:
@@ -49,6 +52,10 @@ class Router:
                 return
             if head.target.partition(b"?")[0] == openai.TARGET:
                 self._embeddings.handle(exchange)
+                return
+            generated = self._generate.match(head.target)
+            if generated is not None:
+                self._generate.handle(exchange, generated)
                 return
             model = self._predict.match(head.target)
             if model is not None:

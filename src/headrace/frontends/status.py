@@ -77,6 +77,35 @@ def http_status(error: BaseException) -> int:
     return status_of(error).http
 
 
+GRPC_CODES = {
+    "OK": 0,
+    "CANCELLED": 1,
+    "UNKNOWN": 2,
+    "INVALID_ARGUMENT": 3,
+    "DEADLINE_EXCEEDED": 4,
+    "NOT_FOUND": 5,
+    "RESOURCE_EXHAUSTED": 8,
+    "UNIMPLEMENTED": 12,
+    "INTERNAL": 13,
+    "UNAVAILABLE": 14,
+}
+"""Numbers of the names in the table (google.rpc.Code)."""
+
+
+def grpc_answer(error: BaseException) -> tuple[int, str, tuple[tuple[bytes, bytes], ...]]:
+    """``grpc-status``, ``grpc-message`` and further trailers.
+
+    ``headrace-error-bin`` is the JSON that HTTP would have had: code, hint and details.
+    """
+    message, _, hint, _ = _told(error)
+    trailers = [(b"headrace-error-bin", v2_error_body(error))]
+    retry_after = retry_after_header(error)
+    if retry_after is not None:
+        trailers.append((b"retry-after", retry_after.encode()))
+    text = f"{message} ({hint})" if hint else message
+    return GRPC_CODES[status_of(error).grpc], text, tuple(trailers)
+
+
 def retry_after_header(error: BaseException) -> str | None:
     """Value of ``Retry-After`` in whole seconds (at least 1), or None where it has no place.
 

@@ -11,7 +11,8 @@ import numpy as np
 from headrace.clock import MonotonicClock
 from headrace.engine.engine import Engine
 from headrace.errors import HeadraceError, InvalidRequest
-from headrace.frontends.codecs import v2_binary, v2_json
+from headrace.frontends.codecs import v2_binary, v2_json, v2_json_answer
+from headrace.frontends.codecs.v2_parameters import NO_SHARED_MEMORY, SharedMemory
 from headrace.frontends.exchange import Exchange
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import DTYPE_OF, DYNAMIC, InferenceRequest, InferenceResponse, Tensor
@@ -25,8 +26,9 @@ _JSON_SIZE = b"inference-header-content-length"
 class InferRoute:
     """Knows which targets are inference requests, and answers them through the engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, shared: SharedMemory = NO_SHARED_MEMORY) -> None:
         self._engine = engine
+        self._shared = shared
 
     @staticmethod
     def match(target: bytes) -> tuple[str, str] | None:
@@ -43,18 +45,26 @@ class InferRoute:
         body = exchange.body
         size = exchange.head.headers.get(_JSON_SIZE)
         if size is None:
-            request = v2_json.decode_request(body, model_name=model, model_version=version)
+            request = v2_json.decode_request(
+                body, model_name=model, model_version=version, shared=self._shared
+            )
         else:
             json_size = _json_size(size)
             if json_size:
                 request = v2_json.decode_request(
-                    body, model_name=model, model_version=version, json_size=json_size
+                    body,
+                    model_name=model,
+                    model_version=version,
+                    json_size=json_size,
+                    shared=self._shared,
                 )
             else:
                 request = self._raw_request(body, model, version)
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
-        exchange.cancel = self._engine.submit(request, _InferReply(exchange, request)).cancel
+        exchange.cancel = self._engine.submit(
+            request, _InferReply(exchange, request, self._shared)
+        ).cancel
 
     def _raw_request(self, body: bytes, model: str, version: str) -> InferenceRequest:
         """The whole body is the one input (binary extension, "raw binary request")."""
@@ -92,12 +102,13 @@ class _InferReply(msgspec.Struct, eq=False):
 
     exchange: Exchange
     request: InferenceRequest
+    shared: SharedMemory
 
     def complete(self, response: InferenceResponse, record: RequestRecord) -> None:
         exchange = self.exchange
         exchange.cancel = None
         try:
-            body, blobs = v2_json.encode_response(response, self.request)
+            body, blobs = v2_json_answer.encode_response(response, self.request, self.shared)
         except HeadraceError as error:
             exchange.respond_error(error)
             return

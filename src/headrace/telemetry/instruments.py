@@ -24,6 +24,7 @@ class RequestRecord(msgspec.Struct, gc=False):
     finished the batch was back
     encoded  the answer is bytes
     written  the bytes were handed to the socket
+    executed the model was done, and the batch not yet taken apart (0: not told apart)
     """
 
     model: str
@@ -38,6 +39,7 @@ class RequestRecord(msgspec.Struct, gc=False):
     finished_ns: int = 0
     encoded_ns: int = 0
     written_ns: int = 0
+    executed_ns: int = 0
 
 
 class BatchRecord(msgspec.Struct, gc=False):
@@ -80,6 +82,27 @@ class Instrument:
 
     def batch_executed(self, record: BatchRecord) -> None:
         """One batch ran to its end, with or without success."""
+
+    def response_sent(
+        self, record: RequestRecord, index: int, kind: str, since_ns: int, now_ns: int
+    ) -> None:
+        """A model with any number of answers gave one.
+
+        Args:
+            record: of the request.
+            index: 0 for its first answer.
+            kind: ``success``, ``empty`` (only the end was told), ``fail`` or ``cancel``.
+            since_ns: when the one before it came, or the batch began.
+            now_ns: when this one came.
+        """
+
+    def cache_looked_up(
+        self, model: str, version: str, *, hit: bool, ns: int, rows: int = 1
+    ) -> None:
+        """The response cache was asked for a request of ``rows`` rows, which took ``ns``.
+
+        With a miss ``ns`` includes keeping the answer.
+        """
 
     def queue_changed(self, model: str, version: str, waiting: int, running: int) -> None:
         """How many requests of a model wait and run now."""

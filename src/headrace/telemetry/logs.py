@@ -18,7 +18,7 @@ from typing import Any, Literal, TextIO
 
 import msgspec
 
-from headrace.errors import HeadraceError, ModelError
+from headrace.errors import ConfigError, HeadraceError, ModelError
 
 LogFormat = Literal["auto", "json", "text"]
 
@@ -52,6 +52,22 @@ def configure(
     logger.setLevel(level.upper())
     logger.propagate = False
     logging.getLogger(ACCESS).setLevel(logging.INFO if access else logging.CRITICAL + 1)
+
+
+def log_to(file: str) -> None:
+    """Sends the log to ``file`` instead, after :func:`configure`; lines are added to it.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    logger = logging.getLogger(ROOT)
+    try:
+        handler = logging.FileHandler(file, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"the log file {file} cannot be written: {error.strerror}") from error
+    before = logger.handlers[0].formatter if logger.handlers else None
+    handler.setFormatter(before or JsonFormatter())
+    logger.handlers = [handler]
 
 
 def access_log() -> logging.Logger | None:
@@ -98,11 +114,21 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """``12:00:00.123 warning event  name=value ...``; a traceback follows on its own lines."""
+    """``12:00:00.123 warning event  name=value ...``; a traceback follows on its own lines.
+
+    ``dated``: the time is RFC 3339's, date and all, in UTC.
+    """
+
+    def __init__(self, *, dated: bool = False) -> None:
+        super().__init__()
+        self._dated = dated
 
     def format(self, record: logging.LogRecord) -> str:
         """For a terminal."""
-        clock = _utc(record.created).astimezone().isoformat(timespec="milliseconds")[11:23]
+        moment = _utc(record.created)
+        clock = moment.astimezone().isoformat(timespec="milliseconds")[11:23]
+        if self._dated:
+            clock = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         words = [clock, record.levelname.lower().ljust(7), record.getMessage()]
         words += [f"{name}={_shown(value)}" for name, value in _fields(record).items()]
         if record.exc_info:

@@ -15,15 +15,24 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from headrace.telemetry import snapshot
+from headrace.telemetry.gpu import GpuReader
 from headrace.telemetry.instruments import BatchRecord, Instrument, RequestRecord
 from headrace.telemetry.process import UsageReader
 from headrace.telemetry.snapshot import (
     BATCH_EXECUTE_NS,
     BATCH_ROWS,
     BATCHES,
+    CACHE_HIT_NS,
+    CACHE_HIT_ROWS,
+    CACHE_HITS,
+    CACHE_MISS_NS,
+    CACHE_MISSES,
     COMPLETED,
+    FAILED,
+    FAILED_NS,
     INLINE_BATCHES,
     PADDED_TOKENS,
+    RESPONSE_KINDS,
     ROW_BOUNDS,
     ROWS,
     SERVED_NS,
@@ -45,6 +54,12 @@ MAX_REASONS = 64
 """Distinct failure reasons. Reasons are error codes, of which there are fewer than thirty; a
 runtime that invents a new one for every failure ends up in ``other``."""
 
+MAX_BATCH_SIZES = 256
+"""Different batch sizes told apart, per model; any further one counts as the largest."""
+
+MAX_RESPONSES = 256
+"""Answers of one request told apart; those after count with the last."""
+
 OTHER = "other"
 
 FIRST_BOUND_NS = TIME_BOUNDS_NS[0]
@@ -57,12 +72,20 @@ class Metrics(Instrument):
     Args:
         version: of headrace, for ``headrace_build_info``.
         usage: reads the process and the machine.
+        gpus: reads the machine's GPUs; None shows none.
     """
 
-    def __init__(self, *, version: str = "", usage: UsageReader | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        version: str = "",
+        usage: UsageReader | None = None,
+        gpus: GpuReader | None = None,
+    ) -> None:
         self.http = HttpCounters()
         self._version = version
         self._usage = usage or UsageReader()
+        self._gpus = gpus
         self._models: dict[tuple[str, str], ModelCounters] = {}
         self._retired: dict[tuple[str, str], None] = {}
         self._names: set[str] = set()
@@ -128,6 +151,10 @@ class Metrics(Instrument):
         count = len(records)
         _add(counters, 3, first.started_ns - batched, count)
         _add(counters, 4, finished - first.started_ns, count)
+        split_ns = finished - (first.executed_ns or finished)
+        counters.split_counts[0 if split_ns <= first_bound else bucket(bounds, split_ns)] += count
+        counters.last_ended_ns = max(counters.last_ended_ns, ended_ns)
+        totals[SPLIT_NS] += split_ns * count
         totals[COMPLETED] += count
         totals[ROWS] += rows
         totals[TOKENS] += tokens
@@ -137,16 +164,23 @@ class Metrics(Instrument):
         counters = self._models.get((record.model, record.version)) or self._known(
             record.model, record.version
         )
-        rows, execute_ns, split_ns = record.rows, record.execute_ns, record.split_ns
+        rows, execute_ns = record.rows, record.execute_ns
         totals = counters.totals
         totals[BATCHES] += 1
         totals[INLINE_BATCHES] += record.inline
         totals[BATCH_ROWS] += rows
         totals[BATCH_EXECUTE_NS] += execute_ns
-        totals[SPLIT_NS] += split_ns * record.requests
         counters.batch_rows_counts[bisect_left(ROW_BOUNDS, rows)] += 1
         counters.batch_execute_counts[bisect_left(TIME_BOUNDS_NS, execute_ns)] += 1
-        counters.split_counts[bisect_left(TIME_BOUNDS_NS, split_ns)] += record.requests
+        sums = counters.by_rows.get(rows)
+        if sums is None:
+            if len(counters.by_rows) >= MAX_BATCH_SIZES:
+                rows = max(counters.by_rows)
+            sums = counters.by_rows.setdefault(rows, [0, 0, 0, 0])
+        sums[0] += 1
+        sums[1] += record.collate_ns
+        sums[2] += execute_ns
+        sums[3] += record.split_ns
         if record.padded_tokens:
             totals[USEFUL_TOKENS] += record.useful_tokens
             totals[PADDED_TOKENS] += record.padded_tokens
@@ -156,11 +190,17 @@ class Metrics(Instrument):
         record: RequestRecord,
         outcome: str,
         reason: str,
-        ended_ns: int,  # noqa: ARG002 - the hook's signature; failures have no histogram
+        ended_ns: int,
     ) -> None:
         """Counts it under the model it named, if this server has such a model."""
         model = record.model if record.model in self._names else ""
-        version = record.version if (model, record.version) in self._models else ""
+        counters = self._models.get((model, record.version))
+        version = ""
+        if counters is not None:
+            version = record.version
+            began_ns = record.arrived_ns or record.admitted_ns or ended_ns
+            counters.totals[FAILED] += 1
+            counters.totals[FAILED_NS] += max(0, ended_ns - began_ns)
         if reason not in self._reasons:
             if len(self._reasons) < MAX_REASONS:
                 self._reasons.add(reason)
@@ -168,6 +208,40 @@ class Metrics(Instrument):
                 reason = OTHER
         key = (model, version, outcome, reason)
         self._failures[key] = self._failures.get(key, 0) + 1
+
+    def response_sent(
+        self, record: RequestRecord, index: int, kind: str, since_ns: int, now_ns: int
+    ) -> None:
+        """One of several answers."""
+        counters = self._models.get((record.model, record.version)) or self._known(
+            record.model, record.version
+        )
+        if not index:
+            ns = now_ns - (record.arrived_ns or record.admitted_ns)
+            counters.first_counts[bisect_left(TIME_BOUNDS_NS, ns)] += 1
+            counters.first_ns += ns
+        slot = 2 * RESPONSE_KINDS.index(kind)
+        sums = counters.responses.setdefault(
+            min(index, MAX_RESPONSES - 1), [0] * (2 * len(RESPONSE_KINDS))
+        )
+        sums[slot] += 1
+        sums[slot + 1] += max(0, now_ns - since_ns)
+
+    def cache_looked_up(
+        self, model: str, version: str, *, hit: bool, ns: int, rows: int = 1
+    ) -> None:
+        """Counts it."""
+        counters = self._models.get((model, version)) or self._known(model, version)
+        totals, bucket = counters.totals, bisect_left(TIME_BOUNDS_NS, ns)
+        if hit:
+            totals[CACHE_HITS] += 1
+            totals[CACHE_HIT_NS] += ns
+            totals[CACHE_HIT_ROWS] += rows
+            counters.cache_hit_counts[bucket] += 1
+        else:
+            totals[CACHE_MISSES] += 1
+            totals[CACHE_MISS_NS] += ns
+            counters.cache_miss_counts[bucket] += 1
 
     def queue_changed(self, model: str, version: str, waiting: int, running: int) -> None:
         """Two gauges."""
@@ -202,6 +276,7 @@ class Metrics(Instrument):
                 http=self.http,
                 process=self._usage.process(),
                 machine=self._usage.machine(),
+                gpus=[] if self._gpus is None else self._gpus.read(),
             )
         )
 

@@ -52,6 +52,13 @@ TOTALS = (
     "split_ns",
     "useful_tokens",
     "padded_tokens",
+    "failed",
+    "failed_ns",
+    "cache_hits",
+    "cache_hit_ns",
+    "cache_hit_rows",
+    "cache_misses",
+    "cache_miss_ns",
 )
 """Plain sums, kept in one list in this order because an item of a list is incremented in half
 the time of an attribute.
@@ -59,8 +66,10 @@ the time of an attribute.
 completed, rows, tokens: requests that succeeded, and what was in them.
 served_ns: from arrival to the end of the model's work, known even for an answer never sent.
 batches, inline_batches, batch_rows, batch_execute_ns: executions, and what was in them.
-split_ns: taking batches apart, counted once for every request in the batch.
+split_ns: the end of ``execute`` that went into taking the batch apart; of requests, as that is.
 useful_tokens, padded_tokens: in executed batches.
+failed, failed_ns: requests that ended in any other way than complete, from arrival to end.
+cache_*: look-ups in the response cache; ``cache_hit_rows`` are among ``rows``.
 """
 
 (
@@ -75,7 +84,18 @@ useful_tokens, padded_tokens: in executed batches.
     SPLIT_NS,
     USEFUL_TOKENS,
     PADDED_TOKENS,
+    FAILED,
+    FAILED_NS,
+    CACHE_HITS,
+    CACHE_HIT_NS,
+    CACHE_HIT_ROWS,
+    CACHE_MISSES,
+    CACHE_MISS_NS,
 ) = range(len(TOTALS))
+
+
+RESPONSE_KINDS = ("success", "empty", "fail", "cancel")
+"""How one of several answers can turn out; ``empty`` tells the end and nothing else."""
 
 
 def _zeros(count: int) -> list[int]:
@@ -92,7 +112,13 @@ class ModelCounters(msgspec.Struct, array_like=True):
     ``counts[s][b]`` requests spent at most ``TIME_BOUNDS_NS[b]`` (and more than the bound
     before it) in ``STAGES[s]``, ``sums_ns[s]`` all of them together; the last of each is
     :data:`TOTAL`. ``totals`` is described at :data:`TOTALS`. ``load_seconds`` is 0 before the
-    first load; ``loaded`` is 1 while the version is ready in this process.
+    first load; ``loaded`` is 1 while the version is ready in this process. ``last_ended_ns``
+    is of the machine's monotonic clock, which all its processes share.
+
+    ``by_rows[n]``: executions of n rows, and their nanoseconds of collate, execute and split.
+    ``responses[i]``: of the i-th answers of requests that may have several; in turn the
+    count and nanoseconds of each of :data:`RESPONSE_KINDS`. ``first_*``: until the first of
+    those, where there are such requests at all.
     """
 
     model: str
@@ -111,6 +137,13 @@ class ModelCounters(msgspec.Struct, array_like=True):
     running: int = 0
     load_seconds: float = 0.0
     loaded: int = 0
+    last_ended_ns: int = 0
+    by_rows: dict[int, list[int]] = msgspec.field(default_factory=dict)
+    responses: dict[int, list[int]] = msgspec.field(default_factory=dict)
+    first_counts: list[int] = msgspec.field(default_factory=_time_buckets)
+    first_ns: int = 0
+    cache_hit_counts: list[int] = msgspec.field(default_factory=_time_buckets)
+    cache_miss_counts: list[int] = msgspec.field(default_factory=_time_buckets)
 
 
 class Failure(msgspec.Struct, array_like=True):
@@ -164,6 +197,18 @@ class MachineReading(msgspec.Struct, array_like=True):
     memory_used_bytes: int = 0
 
 
+class GpuReading(msgspec.Struct, array_like=True):
+    """One GPU of the machine; ``utilization`` is 0-1."""
+
+    uuid: str
+    utilization: float = 0.0
+    memory_total_bytes: int = 0
+    memory_used_bytes: int = 0
+    power_watts: float = 0.0
+    power_limit_watts: float = 0.0
+    energy_joules: float = 0.0
+
+
 class Snapshot(msgspec.Struct):
     """The state of one worker, or of several added up (then ``workers`` says how many)."""
 
@@ -174,6 +219,7 @@ class Snapshot(msgspec.Struct):
     http: HttpCounters = msgspec.field(default_factory=HttpCounters)
     process: ProcessReading = msgspec.field(default_factory=ProcessReading)
     machine: MachineReading = msgspec.field(default_factory=MachineReading)
+    gpus: list[GpuReading] = msgspec.field(default_factory=list)
 
 
 encode = msgspec.msgpack.Encoder().encode
@@ -204,6 +250,7 @@ def merge(snapshots: Sequence[bytes]) -> Snapshot:
         _add_http(total.http, snapshot.http)
         _add_process(total.process, snapshot.process)
         _take_largest(total.machine, snapshot.machine)
+        total.gpus = total.gpus or snapshot.gpus
     total.models = [models[key] for key in sorted(models)]
     total.failures = [failures[key] for key in sorted(failures)]
     return total
@@ -220,6 +267,7 @@ def counters_only(snapshots: Sequence[bytes]) -> bytes:
     total.http.connections_open = 0
     total.process = ProcessReading(cpu_seconds=total.process.cpu_seconds)
     total.machine = MachineReading()
+    total.gpus = []
     for counters in total.models:
         counters.waiting = counters.running = counters.loaded = 0
     return encode(total)
@@ -230,17 +278,31 @@ def _add_lists(into: list[int], other: list[int]) -> None:
 
 
 def _add_model(into: ModelCounters, other: ModelCounters) -> None:
-    for mine, theirs in zip(into.counts, other.counts, strict=True):
-        _add_lists(mine, theirs)
+    for counts, more in zip(into.counts, other.counts, strict=True):
+        _add_lists(counts, more)
     for name in _MODEL_LISTS:
         _add_lists(getattr(into, name), getattr(other, name))
     into.waiting += other.waiting
     into.running += other.running
     into.loaded += other.loaded
     into.load_seconds = max(into.load_seconds, other.load_seconds)
+    into.last_ended_ns = max(into.last_ended_ns, other.last_ended_ns)
+    into.first_ns += other.first_ns
+    for mine, theirs in ((into.by_rows, other.by_rows), (into.responses, other.responses)):
+        for key, sums in theirs.items():
+            _add_lists(mine.setdefault(key, _zeros(len(sums))), sums)
 
 
-_MODEL_LISTS = ("totals", "sums_ns", "batch_rows_counts", "batch_execute_counts", "split_counts")
+_MODEL_LISTS = (
+    "totals",
+    "sums_ns",
+    "batch_rows_counts",
+    "batch_execute_counts",
+    "split_counts",
+    "first_counts",
+    "cache_hit_counts",
+    "cache_miss_counts",
+)
 
 
 def _add_http(into: HttpCounters, other: HttpCounters) -> None:

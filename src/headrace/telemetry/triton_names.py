@@ -1,8 +1,7 @@
 """The ``nv_*`` names, types and labels of Triton, filled from headrace's own counters.
 
-Names, types and meanings as in Triton's ``metrics.cc`` and its metrics page. Not here,
-because a CPU server without a response cache has nothing to say: the GPU, energy, pinned
-memory and ``nv_cache_*`` families.
+Names, types and meanings as in Triton's ``metrics.cc`` and its metrics page. The GPU families
+are there where there is a GPU. A pool of pinned memory we have not; its gauges are 0.
 
 Triton's compute time of a request is the time of the batch it was in, so a batch of four
 that took 1 ms adds 4 ms; boards divide by requests, not by executions.
@@ -10,13 +9,18 @@ that took 1 ms adds 4 ms; boards divide by requests, not by executions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
 from headrace.telemetry.exposition import Exposition, labels
 from headrace.telemetry.snapshot import (
     BATCHES,
+    CACHE_HIT_NS,
+    CACHE_HIT_ROWS,
+    CACHE_HITS,
+    CACHE_MISS_NS,
+    CACHE_MISSES,
     COMPLETED,
     ROWS,
     SERVED_NS,
@@ -25,9 +29,11 @@ from headrace.telemetry.snapshot import (
     TIME_BOUNDS_NS,
     TOTAL,
     Failure,
+    GpuReading,
     ModelCounters,
     Snapshot,
 )
+from headrace.telemetry.statistics import compute_infer_ns
 
 NS_PER_US = 1_000
 NS_PER_MS = 1_000_000
@@ -66,16 +72,17 @@ _QUEUE, _COLLATE, _EXECUTE = (STAGES.index(name) for name in ("queue", "collate"
 class TritonOptions(msgspec.Struct, frozen=True):
     """``--metrics-config histogram_latencies=`` and ``summary_latencies=``; Triton has both off.
 
-    ``histogram_latencies`` also shows the histograms proposed upstream (core#474).
+    ``histogram_latencies`` also shows the histograms proposed upstream (core#474). ``tags``:
+    further labels of a model and version, from its configuration's ``metric_tags``.
     """
 
     histogram_latencies: bool = False
     summary_latencies: bool = False
+    tags: Mapping[tuple[str, str], Mapping[str, str]] = {}
 
 
 def _compute_us(model: ModelCounters) -> int:
-    compute_ns: int = model.sums_ns[_COLLATE] + model.sums_ns[_EXECUTE] + model.totals[SPLIT_NS]
-    return compute_ns // NS_PER_US
+    return (model.sums_ns[_COLLATE] + model.sums_ns[_EXECUTE]) // NS_PER_US
 
 
 _Column = tuple[str, str, str, Callable[[ModelCounters], float]]
@@ -84,8 +91,8 @@ _PER_MODEL: tuple[_Column, ...] = (
     (
         "nv_inference_count",
         "counter",
-        "Rows inferred.",
-        lambda m: m.totals[ROWS],
+        "Rows inferred, without those answered from the response cache.",
+        lambda m: m.totals[ROWS] - m.totals[CACHE_HIT_ROWS],
     ),
     (
         "nv_inference_exec_count",
@@ -115,7 +122,7 @@ _PER_MODEL: tuple[_Column, ...] = (
         "nv_inference_compute_infer_duration_us",
         "counter",
         "Time in the model, summed over successful requests, in microseconds.",
-        lambda m: m.sums_ns[_EXECUTE] // NS_PER_US,
+        lambda m: compute_infer_ns(m) // NS_PER_US,
     ),
     (
         "nv_inference_compute_output_duration_us",
@@ -141,6 +148,30 @@ _PER_MODEL: tuple[_Column, ...] = (
         "Time from the start of loading until ready, in seconds.",
         lambda m: m.load_seconds,
     ),
+    (
+        "nv_cache_num_hits_per_model",
+        "counter",
+        "Requests answered from the response cache.",
+        lambda m: m.totals[CACHE_HITS],
+    ),
+    (
+        "nv_cache_num_misses_per_model",
+        "counter",
+        "Requests that the response cache could not answer.",
+        lambda m: m.totals[CACHE_MISSES],
+    ),
+    (
+        "nv_cache_hit_duration_per_model",
+        "counter",
+        "Time of look-ups that found an answer, in microseconds.",
+        lambda m: m.totals[CACHE_HIT_NS] // NS_PER_US,
+    ),
+    (
+        "nv_cache_miss_duration_per_model",
+        "counter",
+        "Time of look-ups that found none, and of keeping the answers, in microseconds.",
+        lambda m: m.totals[CACHE_MISS_NS] // NS_PER_US,
+    ),
 )
 
 
@@ -151,7 +182,7 @@ def _latencies(model: ModelCounters) -> dict[str, tuple[list[int], int]]:
         "request": (counts[TOTAL], sums_ns[TOTAL]),
         "queue": (counts[_QUEUE], sums_ns[_QUEUE]),
         "compute_input": (counts[_COLLATE], sums_ns[_COLLATE]),
-        "compute_infer": (counts[_EXECUTE], sums_ns[_EXECUTE]),
+        "compute_infer": (counts[_EXECUTE], compute_infer_ns(model)),
         "compute_output": (model.split_counts, model.totals[SPLIT_NS]),
     }
 
@@ -161,15 +192,19 @@ _LATENCY_NAMES = ("request", "queue", "compute_input", "compute_infer", "compute
 
 def write_triton(page: Exposition, snapshot: Snapshot, options: TritonOptions) -> None:
     """Appends the family to ``page``."""
-    _write_outcomes(page, snapshot)
+    _write_outcomes(page, snapshot, options)
     for name, kind, text, value in _PER_MODEL:
         page.family(name, kind, text)
         for model in snapshot.models:
-            page.sample(name, _label_set(model), value(model))
+            page.sample(name, _label_set(model, options), value(model))
     if options.histogram_latencies:
-        _write_histograms(page, snapshot.models)
+        _write_histograms(page, snapshot.models, options)
     if options.summary_latencies:
-        _write_summaries(page, snapshot.models)
+        _write_summaries(page, snapshot.models, options)
+    for what in ("total", "used"):
+        name = f"nv_pinned_memory_pool_{what}_bytes"
+        page.single(name, "gauge", f"Pinned memory pool, {what}: there is none here.", 0)
+    _write_gpus(page, snapshot)
     machine = snapshot.machine
     page.single(
         "nv_cpu_utilization",
@@ -219,15 +254,21 @@ def quantile(counts: Sequence[int], share: float) -> float:
     return float(TIME_BOUNDS_NS[-1])
 
 
-def _label_set(model: ModelCounters) -> str:
-    return labels(model=model.model, version=model.version)
+def _label_set(model: ModelCounters, options: TritonOptions, **more: str) -> str:
+    return _labels(model.model, model.version, options, more)
 
 
-def _write_outcomes(page: Exposition, snapshot: Snapshot) -> None:
+def _labels(model: str, version: str, options: TritonOptions, more: Mapping[str, str]) -> str:
+    tags = options.tags.get((model, version), {})
+    own = {"model": model, "version": version, **more}
+    return labels(**{name: value for name, value in tags.items() if name not in own}, **own)
+
+
+def _write_outcomes(page: Exposition, snapshot: Snapshot, options: TritonOptions) -> None:
     name = "nv_inference_request_success"
     page.family(name, "counter", "Requests answered.")
     for model in snapshot.models:
-        page.sample(name, _label_set(model), model.totals[COMPLETED])
+        page.sample(name, _label_set(model, options), model.totals[COMPLETED])
     failed: dict[tuple[str, str], dict[str, int]] = {
         (model.model, model.version): dict.fromkeys(REASONS, 0) for model in snapshot.models
     }
@@ -240,38 +281,83 @@ def _write_outcomes(page: Exposition, snapshot: Snapshot) -> None:
     page.family(name, "counter", "Requests that ended without an answer, by Triton's four reasons.")
     for (model_name, version), by_reason in failed.items():
         for reason, count in by_reason.items():
-            page.sample(name, labels(model=model_name, reason=reason, version=version), count)
+            label_set = _labels(model_name, version, options, {"reason": reason})
+            page.sample(name, label_set, count)
 
 
-def _write_histograms(page: Exposition, models: Sequence[ModelCounters]) -> None:
+def _write_gpus(page: Exposition, snapshot: Snapshot) -> None:
+    if not snapshot.gpus:
+        return
+    for name, kind, text, value in _PER_GPU:
+        page.family(name, kind, text)
+        for gpu in snapshot.gpus:
+            page.sample(name, labels(gpu_uuid=gpu.uuid), value(gpu))
+
+
+_PER_GPU: tuple[tuple[str, str, str, Callable[[GpuReading], float]], ...] = (
+    ("nv_gpu_utilization", "gauge", "Busy share of the GPU, 0-1.", lambda g: g.utilization),
+    ("nv_gpu_memory_total_bytes", "gauge", "Memory of the GPU.", lambda g: g.memory_total_bytes),
+    ("nv_gpu_memory_used_bytes", "gauge", "Memory in use.", lambda g: g.memory_used_bytes),
+    ("nv_gpu_power_usage", "gauge", "Power drawn now, in watts.", lambda g: g.power_watts),
+    ("nv_gpu_power_limit", "gauge", "Power limit, in watts.", lambda g: g.power_limit_watts),
+    (
+        "nv_energy_consumption",
+        "counter",
+        "Energy used since the driver was loaded, in joules.",
+        lambda g: g.energy_joules,
+    ),
+)
+
+
+def _write_histograms(
+    page: Exposition, models: Sequence[ModelCounters], options: TritonOptions
+) -> None:
     name = "nv_inference_first_response_histogram_ms"
     page.family(name, "histogram", "Arrival to first answer, in milliseconds.")
     edges = [TIME_BOUNDS_NS.index(ms * NS_PER_MS) + 1 for ms in FIRST_RESPONSE_BOUNDS_MS]
     bounds = [str(ms) for ms in FIRST_RESPONSE_BOUNDS_MS]
     for model in models:
-        fine = model.counts[TOTAL]
+        fine, total_ns = model.counts[TOTAL], model.sums_ns[TOTAL]
+        if model.responses:  # the first of several answers, not the last
+            fine, total_ns = model.first_counts, model.first_ns
         starts, ends = [0, *edges], [*edges, len(fine)]
         coarse = [sum(fine[a:b]) for a, b in zip(starts, ends, strict=True)]
-        total_ms = model.sums_ns[TOTAL] / NS_PER_MS
-        page.histogram(name, _label_set(model), bounds, coarse, total_ms)
+        page.histogram(name, _label_set(model, options), bounds, coarse, total_ns / NS_PER_MS)
     bounds = [str(bound // NS_PER_US) for bound in TIME_BOUNDS_NS]
     for what in _LATENCY_NAMES:
         name = f"nv_inference_{what}_duration_histogram_us"
         page.family(name, "histogram", f"Time of {what} of one request, in microseconds.")
         for model in models:
             counts, sum_ns = _latencies(model)[what]
-            page.histogram(name, _label_set(model), bounds, counts, sum_ns / NS_PER_US)
+            page.histogram(name, _label_set(model, options), bounds, counts, sum_ns / NS_PER_US)
 
 
-def _write_summaries(page: Exposition, models: Sequence[ModelCounters]) -> None:
-    for what in _LATENCY_NAMES:
-        name = f"nv_inference_{what}_summary_us"
-        text = f"Time of {what} of one request since the start, in microseconds; from buckets."
-        page.family(name, "summary", text)
+def _write_summaries(
+    page: Exposition, models: Sequence[ModelCounters], options: TritonOptions
+) -> None:
+    def write(name: str, text: str, of: Callable[[ModelCounters], tuple[list[int], int]]) -> None:
+        page.family(name, "summary", f"{text}, in microseconds, since the start; from buckets.")
         for model in models:
-            counts, sum_ns = _latencies(model)[what]
+            counts, sum_ns = of(model)
             for share in QUANTILES:
-                label_set = labels(model=model.model, version=model.version, quantile=str(share))
+                label_set = _label_set(model, options, quantile=str(share))
                 page.sample(name, label_set, quantile(counts, share) / NS_PER_US)
-            page.sample(f"{name}_sum", _label_set(model), sum_ns / NS_PER_US)
-            page.sample(f"{name}_count", _label_set(model), sum(counts))
+            page.sample(f"{name}_sum", _label_set(model, options), sum_ns / NS_PER_US)
+            page.sample(f"{name}_count", _label_set(model, options), sum(counts))
+
+    for what in _LATENCY_NAMES:
+        write(
+            f"nv_inference_{what}_summary_us",
+            f"Time of {what} of one request",
+            lambda model, what=what: _latencies(model)[what],  # type: ignore[misc]
+        )
+    write(
+        "nv_cache_hit_summary_per_model",
+        "Time of a look-up that found an answer",
+        lambda model: (model.cache_hit_counts, model.totals[CACHE_HIT_NS]),
+    )
+    write(
+        "nv_cache_miss_summary_per_model",
+        "Time of a look-up that found none",
+        lambda model: (model.cache_miss_counts, model.totals[CACHE_MISS_NS]),
+    )

@@ -634,7 +634,7 @@ def test_decompression_that_fails_is_answered(bench: Bench, monkeypatch) -> None
     def explode(*_: object) -> bytes:
         raise MemoryError
 
-    monkeypatch.setattr("headrace.frontends.http1.decompress", explode)
+    monkeypatch.setattr("headrace.frontends.decompress.decompress", explode)
     client = bench.connect()
     client.send(post(b"x", b"Content-Encoding: gzip\r\n"))
     assert client.answer().status == 500

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from headrace.frontends.exchange import Exchange
+from headrace.frontends.generate import GenerateRoute
 from headrace.frontends.router import Router
 from headrace.frontends.v1_predict import PredictRoute
 from headrace.frontends.v2_infer import InferRoute
@@ -32,6 +33,12 @@ class Routes:
             def handle(self, exchange: Exchange, model: str) -> None:
                 routes.note(exchange, "predict", model)
 
+        class Generate:
+            match = staticmethod(GenerateRoute.match)
+
+            def handle(self, exchange: Exchange, target: tuple[str, str, bool]) -> None:
+                routes.note(exchange, "generate", *target)
+
         class Embeddings:
             def handle(self, exchange: Exchange) -> None:
                 routes.note(exchange, "embeddings")
@@ -40,7 +47,9 @@ class Routes:
             def handle(self, exchange: Exchange) -> None:
                 routes.note(exchange, "rest", exchange.head.target)
 
-        self.router = Router(Infer(), Embeddings(), Predict(), Rest())  # type: ignore[arg-type]
+        self.router = Router(  # type: ignore[arg-type]
+            Infer(), Embeddings(), Predict(), Generate(), Rest()
+        )
 
     def note(self, exchange: Exchange, *call: Any) -> None:
         self.calls.append(call)
@@ -71,6 +80,9 @@ def routes() -> Routes:
         (b"/v1/embeddings", ("embeddings",)),
         (b"/v1/embeddings?x", ("embeddings",)),
         (b"/v1/models/m:predict", ("predict", "m")),
+        (b"/v2/models/m/generate", ("generate", "m", "", False)),
+        (b"/v2/models/m/versions/2/generate_stream?x", ("generate", "m", "2", True)),
+        (b"/v2/models/m/generate_streams", ("rest", b"/v2/models/m/generate_streams")),
         (b"/v2/models/m/infer/x", ("rest", b"/v2/models/m/infer/x")),
         (b"/v2/models//infer", ("rest", b"/v2/models//infer")),
         (b"/v2/models/m/versions//infer", ("rest", b"/v2/models/m/versions//infer")),

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from headrace.errors import HeadraceError, InvalidRequest
 from headrace.frontends.codecs import v2_binary
-from headrace.frontends.codecs.v2_json import decode_request, encode_response
+from headrace.frontends.codecs.v2_json import decode_request
+from headrace.frontends.codecs.v2_json_answer import encode_response
 from headrace.types import DTYPE_OF, InferenceRequest, InferenceResponse, Tensor
 from tests.unit.frontends.v2_tensors import assert_same, tensors
 

@@ -10,13 +10,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from headrace.errors import HeadraceError, InferenceFailed, InvalidRequest, Unsupported
-from headrace.frontends.codecs.v2_json import decode_request, encode_response
+from headrace.errors import HeadraceError, InferenceFailed, InvalidRequest
+from headrace.frontends.codecs.v2_json import decode_request
+from headrace.frontends.codecs.v2_json_answer import encode_response
 from headrace.types import (
     DTYPE_OF,
     InferenceRequest,
     InferenceResponse,
     RequestedOutput,
+    SharedMemoryRange,
     Tensor,
 )
 from tests.unit.frontends.v2_tensors import assert_same, tensors
@@ -203,18 +205,90 @@ def test_binary_data_is_true_or_false(value: object) -> None:
     assert "true or false" in refused(one([1.0]) | {"outputs": outputs}).message
 
 
+@pytest.mark.parametrize("name", [5, 2**64 - 1, "a"])
+def test_a_sequence_is_named_by_a_number_or_a_text(name: int | str) -> None:
+    request = decode(one([1.0]) | {"parameters": {"sequence_id": name, "sequence_start": True}})
+    assert request.sequence_id == name
+    assert (request.sequence_start, request.sequence_end) == (True, False)
+
+
 @pytest.mark.parametrize(
-    "more",
+    "parameters",
     [
-        {"parameters": {"sequence_id": 5}},
-        {"parameters": {"sequence_id": "a"}},
-        {"outputs": [{"name": "y", "parameters": {"classification": 3}}]},
-        {"outputs": [{"name": "y", "parameters": {"shared_memory_region": "r"}}]},
-        one([1.0], parameters={"shared_memory_region": "r"}),
+        {"sequence_id": -1},
+        {"sequence_id": 2**64},
+        {"sequence_id": 1.5},
+        {"sequence_id": True},
+        {"sequence_id": None},
+        {"sequence_id": 1, "sequence_start": 1},
+        {"sequence_id": 1, "sequence_end": "yes"},
     ],
 )
-def test_extensions_that_are_not_there_are_not_ignored(more: dict[str, Any]) -> None:
-    assert refused(one([1.0]) | more, Unsupported).details["parameter"]
+def test_a_sequence_that_is_none(parameters: dict[str, Any]) -> None:
+    error = refused(one([1.0]) | {"parameters": parameters})
+    assert error.code == "wrong_parameter"
+    assert error.details["parameter"] in parameters
+
+
+def test_classes_are_asked_for_by_output() -> None:
+    outputs = [{"name": "y", "parameters": {"classification": 3}}, {"name": "z"}]
+    asked = decode(one([1.0]) | {"outputs": outputs}).outputs
+    assert asked is not None
+    assert [output.classification for output in asked] == [3, 0]
+    outputs[0]["parameters"] = {"classification": -1}
+    assert refused(one([1.0]) | {"outputs": outputs}).details["parameter"] == "classification"
+
+
+class Region:
+    """Shared memory that has one tensor, and keeps what is put there."""
+
+    def __init__(self) -> None:
+        self.put: list[tuple[SharedMemoryRange, Tensor]] = []
+
+    def read(self, where: SharedMemoryRange, **of: Any) -> np.ndarray:
+        assert where == SharedMemoryRange("r", 4, 8)
+        assert of == {"name": "x", "datatype": "FP32", "shape": (2,)}
+        return np.array([1, 2], np.float32)
+
+    def write(self, where: SharedMemoryRange, tensor: Tensor) -> int:
+        self.put.append((where, tensor))
+        return tensor.data.nbytes
+
+
+def test_tensors_in_shared_memory() -> None:
+    region = Region()
+    lies = {
+        "shared_memory_region": "r",
+        "shared_memory_offset": 4,
+        "shared_memory_byte_size": 8,
+    }
+    body: dict[str, Any] = {
+        "inputs": [{"name": "x", "shape": [2], "datatype": "FP32", "parameters": lies}],
+        "outputs": [{"name": "y", "parameters": lies}],
+    }
+    request = decode(body, shared=region)
+    assert request.inputs[0].data.tolist() == [1, 2]
+    output = Tensor("y", "FP32", (2,), np.zeros(2, np.float32))
+    response = InferenceResponse("m", "1", "", [output])
+    told, blobs = encode_response(response, request, region)
+    assert region.put == [(SharedMemoryRange("r", 4, 8), output)]
+    assert not blobs
+    assert json.loads(told)["outputs"] == [
+        {"name": "y", "datatype": "FP32", "shape": [2], "parameters": lies}
+    ]
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"shared_memory_region": "r"},
+        {"shared_memory_region": 7, "shared_memory_byte_size": 4},
+        {"shared_memory_region": "r", "shared_memory_byte_size": -4},
+        {"shared_memory_region": "r", "shared_memory_byte_size": 4, "shared_memory_offset": "x"},
+    ],
+)
+def test_a_range_that_is_none(parameters: dict[str, Any]) -> None:
+    assert refused(one([1.0], parameters=parameters)).code == "wrong_parameter"
 
 
 def test_switched_off_is_not_asked_for() -> None:

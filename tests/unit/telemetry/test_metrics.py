@@ -20,7 +20,6 @@ from headrace.telemetry.snapshot import (
     ROW_BOUNDS,
     ROWS,
     SERVED_NS,
-    SPLIT_NS,
     STAGES,
     TIME_BOUNDS_NS,
     TOKENS,
@@ -124,7 +123,10 @@ def test_batches_are_counted_by_rows(sizes: list[int]) -> None:
     assert totals[INLINE_BATCHES] == sum(rows % 2 == 0 for rows in sizes)
     assert totals[BATCH_ROWS] == sum(sizes)
     assert totals[BATCH_EXECUTE_NS] == 20_000 * len(sizes)
-    assert totals[SPLIT_NS] == 2 * 30 * len(sizes)  # once for each request of the batch
+    counted = {rows: sizes.count(rows) for rows in sizes}
+    assert model.by_rows == {
+        rows: [count, 10 * count, 20_000 * count, 30 * count] for rows, count in counted.items()
+    }
     assert (totals[USEFUL_TOKENS], totals[PADDED_TOKENS]) == (6 * len(sizes), 8 * len(sizes))
     for bucket, bound in enumerate(ROW_BOUNDS):
         assert sum(model.batch_rows_counts[: bucket + 1]) == sum(rows <= bound for rows in sizes)

@@ -30,7 +30,7 @@ def a_worker(model: str = "m") -> Metrics:
     metrics.model_loaded(model, "1", 1.5)
     # Stages of 1, 2, 3 ... 7 ms, so 28 ms in all.
     stamps = [10**9 + step * (step + 1) // 2 * 1_000_000 for step in range(8)]
-    record = RequestRecord(model, "1", 4, 40, *stamps)
+    record = RequestRecord(model, "1", 4, 40, *stamps, executed_ns=stamps[5] - 500_000)
     metrics.requests_completed([record, record], record.finished_ns)
     metrics.batch_executed(
         BatchRecord(model, "1", 2, 8, 4_000_000, 5_000_000, 500_000, 60, 80, inline=True)
@@ -151,9 +151,9 @@ TRITON = {
     "nv_inference_request_duration_us": ("counter", 2 * 15_000),
     "nv_inference_queue_duration_us": ("counter", 2 * 3_000),
     "nv_inference_compute_input_duration_us": ("counter", 2 * 4_000),
-    "nv_inference_compute_infer_duration_us": ("counter", 2 * 5_000),
+    "nv_inference_compute_infer_duration_us": ("counter", 2 * 4_500),
     "nv_inference_compute_output_duration_us": ("counter", 2 * 500),
-    "nv_inference_compute_duration_us": ("counter", 2 * 9_500),
+    "nv_inference_compute_duration_us": ("counter", 2 * 9_000),
     "nv_inference_pending_request_count": ("gauge", 3),
     "nv_model_load_duration_secs": ("gauge", 1.5),
 }

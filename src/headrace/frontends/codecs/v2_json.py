@@ -1,28 +1,34 @@
-"""Open Inference Protocol V2 over HTTP: the JSON part, bytes to types and back.
+"""Open Inference Protocol V2 over HTTP: the JSON part of requests.
 
 Sources: the protocol's REST specification (inference request and response objects, tensor
 data flat or nested in row-major order) and the binary tensor data extension, whose bytes
 are ``v2_binary``'s business.
 
-JSON has no NaN and no infinity: incoming ones are malformed, outgoing ones become ``null``.
-Ask for binary outputs where they matter.
+Requests are read here; ``v2_json_answer`` writes answers. JSON has no NaN and no infinity:
+incoming ones are malformed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 from typing import Annotated, Any, NoReturn
 
 import msgspec
 import numpy as np
 
-from headrace.errors import InferenceFailed, InvalidRequest, Unsupported
+from headrace.errors import InvalidRequest
 from headrace.frontends.codecs import v2_binary
+from headrace.frontends.codecs.v2_parameters import (
+    NO_SHARED_MEMORY,
+    SharedMemory,
+    apply_parameters,
+    flag,
+    shared_memory_of,
+    whole_number,
+)
 from headrace.types import (
     DTYPE_OF,
     InferenceRequest,
-    InferenceResponse,
     RequestedOutput,
     Tensor,
 )
@@ -53,24 +59,7 @@ class _Request(msgspec.Struct):
     parameters: dict[str, Any] | None = None
 
 
-class _OutputTensor(msgspec.Struct, gc=False, omit_defaults=True):
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    data: list[Any] | msgspec.UnsetType = msgspec.UNSET
-    parameters: dict[str, Any] | None = None
-
-
-class _Response(msgspec.Struct, gc=False, omit_defaults=True):
-    model_name: str
-    model_version: str
-    outputs: list[_OutputTensor]
-    id: str = ""
-    parameters: dict[str, Any] | None = None
-
-
 _decode_request = msgspec.json.Decoder(_Request).decode
-_encode = msgspec.json.Encoder().encode
 
 _ELEMENT = {
     "BOOL": bool,
@@ -109,11 +98,14 @@ _FLAT = {
 }
 """How a flat list is read, of what numpy makes an array, and what becomes of that."""
 
-_UNSUPPORTED_PARAMETERS = frozenset({"sequence_id", "shared_memory_region"})
-
 
 def decode_request(
-    body: bytes, *, model_name: str, model_version: str, json_size: int | None = None
+    body: bytes,
+    *,
+    model_name: str,
+    model_version: str,
+    json_size: int | None = None,
+    shared: SharedMemory = NO_SHARED_MEMORY,
 ) -> InferenceRequest:
     """The body of ``POST …/infer`` as a request.
 
@@ -121,11 +113,11 @@ def decode_request(
         body: JSON, followed by the binary tensors where there are any.
         model_name, model_version: from the path.
         json_size: ``Inference-Header-Content-Length``; None: all of it is JSON.
+        shared: where tensors lie that say so.
 
     Raises:
-        InvalidRequest: malformed JSON, missing fields, unknown datatypes, or a shape whose
-            product disagrees with the data.
-        Unsupported: it asks for an extension that this server does not have.
+        InvalidRequest: malformed JSON, missing fields, unknown datatypes, a shape whose
+            product disagrees with the data, or a parameter that cannot be.
     """
     try:
         parsed = _decode_request(body if json_size is None else memoryview(body)[:json_size])
@@ -134,17 +126,18 @@ def decode_request(
     inputs = parsed.inputs
     if json_size is None:
         for tensor in inputs:
-            tensor.data = _array_of(tensor, None)  # type: ignore[assignment]  # now a Tensor
+            tensor.data = _array_of(tensor, None, shared)  # type: ignore[assignment]  # now a Tensor
     else:
         binary = v2_binary.Reader(body, json_size)
         for tensor in inputs:
-            tensor.data = _array_of(tensor, binary)  # type: ignore[assignment]
+            tensor.data = _array_of(tensor, binary, shared)  # type: ignore[assignment]
         binary.finish()
     tensors: list[Tensor] = inputs  # type: ignore[assignment]  # nobody adds to the list
     request = InferenceRequest(model_name, tensors, model_version, parsed.id)
     parameters = parsed.parameters
     if parameters:
-        _apply_parameters(request, parameters)
+        apply_parameters(request, parameters)
+        flag(parameters, "binary_data_output")
     if parsed.outputs is not None:
         default = bool(parameters and parameters.get("binary_data_output"))
         request.outputs = [_decode_output(output, default=default) for output in parsed.outputs]
@@ -165,7 +158,7 @@ def _malformed(error: Exception) -> NoReturn:
     ) from None
 
 
-def _array_of(tensor: _Input, binary: v2_binary.Reader | None) -> np.ndarray:
+def _array_of(tensor: _Input, binary: v2_binary.Reader | None, shared: SharedMemory) -> np.ndarray:
     datatype = tensor.datatype
     kind = _FLAT.get(datatype)
     if kind is None:
@@ -184,6 +177,9 @@ def _array_of(tensor: _Input, binary: v2_binary.Reader | None) -> np.ndarray:
             input=tensor.name,
         )
     if tensor.parameters:
+        where = shared_memory_of(tensor.parameters, tensor.name)
+        if where is not None:
+            return shared.read(where, name=tensor.name, datatype=datatype, shape=shape)
         size_bytes = _binary_size(tensor)
         if size_bytes is not None:
             return _decode_binary(tensor, shape, size_bytes, binary)
@@ -271,8 +267,6 @@ def _wrong_data(tensor: _Input, error: Exception) -> NoReturn:
 
 def _binary_size(tensor: _Input) -> int | None:
     parameters = tensor.parameters or {}
-    for name in _UNSUPPORTED_PARAMETERS & parameters.keys():
-        _unsupported(name)
     size_bytes = parameters.get("binary_data_size")
     if size_bytes is None:
         return None
@@ -310,152 +304,15 @@ def _decode_output(output: _Output, *, default: bool) -> RequestedOutput:
     parameters = output.parameters
     if not parameters:
         return RequestedOutput(output.name, default or None)
-    for name in _UNSUPPORTED_PARAMETERS & parameters.keys():
-        _unsupported(name)
-    if parameters.get("classification"):
-        _unsupported("classification")
     binary = parameters.get("binary_data", default)
     if type(binary) is not bool:
         raise InvalidRequest(
             f"'binary_data' of output '{output.name}' must be true or false, got {binary!r}",
             output=output.name,
         )
-    return RequestedOutput(output.name, binary)
-
-
-def _apply_parameters(request: InferenceRequest, parameters: dict[str, Any]) -> None:
-    request.parameters = parameters
-    for name in _UNSUPPORTED_PARAMETERS & parameters.keys():
-        if parameters[name]:
-            _unsupported(name)
-    # The schedule policy extension: microseconds, and 0 for "no preference".
-    request.timeout_ns = 1000 * _whole_number(parameters, "timeout")
-    request.priority = _whole_number(parameters, "priority")
-    binary = parameters.get("binary_data_output", False)
-    if type(binary) is not bool:
-        raise InvalidRequest(
-            f"parameter 'binary_data_output' must be true or false, got {binary!r}",
-            code="wrong_parameter",
-            parameter="binary_data_output",
-        )
-
-
-def _whole_number(parameters: dict[str, Any], name: str) -> int:
-    value = parameters.get(name, 0)
-    if type(value) is int and 0 <= value < 2**53:
-        return value
-    if type(value) is str and value.isascii() and value.isdigit() and len(value) < 16:
-        return int(value)
-    raise InvalidRequest(
-        f"parameter '{name}' must be a whole number of at least 0, got {value!r}",
-        code="wrong_parameter",
-        parameter=name,
+    return RequestedOutput(
+        output.name,
+        binary,
+        whole_number(parameters, "classification"),
+        shared_memory_of(parameters, output.name),
     )
-
-
-def _unsupported(name: str) -> NoReturn:
-    raise Unsupported(
-        f"the parameter '{name}' belongs to an extension that this server does not have",
-        hint="GET /v2 lists the extensions",
-        parameter=name,
-    )
-
-
-def encode_response(
-    response: InferenceResponse, request: InferenceRequest
-) -> tuple[bytes, Sequence[bytes]]:
-    """The answer as JSON and the binary tensors that follow it.
-
-    Returns:
-        The JSON part, and the binary parts in order (empty where none was asked for).
-
-    Raises:
-        InferenceFailed: an output cannot be said in JSON.
-    """
-    wanted = request.outputs
-    parameters = request.parameters
-    if (
-        wanted is None
-        and parameters is None
-        and len(response.outputs) == 1
-        and (response.parameters is None)
-    ):
-        return _encode_plain(response), ()
-    all_binary = bool(parameters and parameters.get("binary_data_output"))
-    outputs: list[_OutputTensor] = []
-    blobs: list[bytes] = []
-    for index, tensor in enumerate(response.outputs):
-        binary = all_binary
-        if wanted is not None:
-            said = wanted[index].binary
-            binary = all_binary if said is None else said
-        if binary:
-            blob = v2_binary.encode(tensor)
-            blobs.append(blob)
-            outputs.append(
-                _OutputTensor(
-                    tensor.name,
-                    tensor.datatype,
-                    tensor.shape,
-                    parameters={"binary_data_size": len(blob)},
-                )
-            )
-        else:
-            outputs.append(
-                _OutputTensor(tensor.name, tensor.datatype, tensor.shape, _to_list(tensor))
-            )
-    answer = _Response(
-        response.model_name, response.model_version, outputs, response.id, response.parameters
-    )
-    return _encode(answer), blobs
-
-
-_PLAIN_HEADS_MAX = 1024
-"""Beginnings of answers that are remembered: a model has one for each number of rows."""
-
-_PlainKey = tuple[str, str, str, str, tuple[int, ...]]
-
-_plain_heads: dict[_PlainKey, bytes] = {}
-
-
-def _encode_plain(response: InferenceResponse) -> bytes:
-    """The common answer: one output, as JSON. Only its id and its data differ each time."""
-    tensor = response.outputs[0]
-    datatype = tensor.datatype
-    key = (response.model_name, response.model_version, tensor.name, datatype, tensor.shape)
-    head = _plain_heads.get(key)
-    if head is None:
-        head = _remember_plain_head(response, tensor, key)
-    # Asked here first: for nearly all there is nothing to convert.
-    values = _to_list(tensor) if datatype in _CONVERT else tensor.data.ravel().tolist()
-    if response.id:
-        return b"".join((head, _encode(values), b'}],"id":', _encode(response.id), b"}"))
-    return b"".join((head, _encode(values), b"}]}"))
-
-
-def _remember_plain_head(response: InferenceResponse, tensor: Tensor, key: _PlainKey) -> bytes:
-    output = _OutputTensor(tensor.name, tensor.datatype, tensor.shape)
-    whole = _encode(_Response(response.model_name, response.model_version, [output]))
-    if len(_plain_heads) >= _PLAIN_HEADS_MAX:
-        _plain_heads.clear()
-    head = _plain_heads[key] = whole.removesuffix(b"}]}") + b',"data":'
-    return head
-
-
-def _to_list(tensor: Tensor) -> list[Any]:
-    data = tensor.data
-    datatype = tensor.datatype
-    if datatype == "BYTES":
-        try:
-            return [bytes(value).decode() for value in data.ravel()]
-        except UnicodeDecodeError as error:
-            raise InferenceFailed(
-                f"output '{tensor.name}' holds bytes that are not UTF-8 and so not JSON: {error}",
-                code="not_json",
-                hint="ask for it with 'parameters': {'binary_data': true}",
-                output=tensor.name,
-            ) from None
-    if datatype == "BF16":
-        data = v2_binary.bfloat16_to_float32(data)
-    flat: list[Any] = data.ravel().tolist()
-    return flat

@@ -1,0 +1,156 @@
+"""Open Inference Protocol V2 over HTTP: the JSON part of answers.
+
+Sources as in ``v2_json``. JSON has no NaN and no infinity: they become ``null``. Ask for binary
+outputs where they matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from headrace.errors import InferenceFailed
+from headrace.frontends.codecs import v2_binary
+from headrace.frontends.codecs.v2_parameters import NO_SHARED_MEMORY, SharedMemory
+from headrace.types import InferenceRequest, InferenceResponse, SharedMemoryRange, Tensor
+
+
+class _OutputTensor(msgspec.Struct, gc=False, omit_defaults=True):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: list[Any] | msgspec.UnsetType = msgspec.UNSET
+    parameters: dict[str, Any] | None = None
+
+
+class _Response(msgspec.Struct, gc=False, omit_defaults=True):
+    model_name: str
+    model_version: str
+    outputs: list[_OutputTensor]
+    id: str = ""
+    parameters: dict[str, Any] | None = None
+
+
+_encode = msgspec.json.Encoder().encode
+
+_CONVERTED = frozenset({"BF16", "BYTES"})
+"""Datatypes whose elements in JSON are not those of ``Tensor.data``."""
+
+
+def encode_response(
+    response: InferenceResponse,
+    request: InferenceRequest,
+    shared: SharedMemory = NO_SHARED_MEMORY,
+) -> tuple[bytes, Sequence[bytes]]:
+    """The answer as JSON and the binary tensors that follow it.
+
+    Returns:
+        The JSON part, and the binary parts in order (empty where none was asked for).
+
+    Raises:
+        InferenceFailed: an output cannot be said in JSON.
+        InvalidRequest: an output does not fit where it was asked for in shared memory.
+    """
+    wanted = request.outputs
+    parameters = request.parameters
+    if (
+        wanted is None
+        and parameters is None
+        and len(response.outputs) == 1
+        and (response.parameters is None)
+    ):
+        return _encode_plain(response), ()
+    all_binary = bool(parameters and parameters.get("binary_data_output"))
+    outputs: list[_OutputTensor] = []
+    blobs: list[bytes] = []
+    for index, tensor in enumerate(response.outputs):
+        binary = all_binary
+        if wanted is not None:
+            where = wanted[index].shared_memory
+            if where is not None:
+                outputs.append(_put(tensor, where, shared))
+                continue
+            said = wanted[index].binary
+            binary = all_binary if said is None else said
+        if binary:
+            blob = v2_binary.encode(tensor)
+            blobs.append(blob)
+            outputs.append(
+                _OutputTensor(
+                    tensor.name,
+                    tensor.datatype,
+                    tensor.shape,
+                    parameters={"binary_data_size": len(blob)},
+                )
+            )
+        else:
+            outputs.append(
+                _OutputTensor(tensor.name, tensor.datatype, tensor.shape, _to_list(tensor))
+            )
+    answer = _Response(
+        response.model_name, response.model_version, outputs, response.id, response.parameters
+    )
+    return _encode(answer), blobs
+
+
+def _put(tensor: Tensor, where: SharedMemoryRange, shared: SharedMemory) -> _OutputTensor:
+    size = shared.write(where, tensor)
+    parameters = {
+        "shared_memory_region": where.region,
+        "shared_memory_byte_size": size,
+        "shared_memory_offset": where.offset,
+    }
+    return _OutputTensor(tensor.name, tensor.datatype, tensor.shape, parameters=parameters)
+
+
+_PLAIN_HEADS_MAX = 1024
+"""Beginnings of answers that are remembered: a model has one for each number of rows."""
+
+_PlainKey = tuple[str, str, str, str, tuple[int, ...]]
+
+_plain_heads: dict[_PlainKey, bytes] = {}
+
+
+def _encode_plain(response: InferenceResponse) -> bytes:
+    """The common answer: one output, as JSON. Only its id and its data differ each time."""
+    tensor = response.outputs[0]
+    datatype = tensor.datatype
+    key = (response.model_name, response.model_version, tensor.name, datatype, tensor.shape)
+    head = _plain_heads.get(key)
+    if head is None:
+        head = _remember_plain_head(response, tensor, key)
+    # Asked here first: for nearly all there is nothing to convert.
+    values = _to_list(tensor) if datatype in _CONVERTED else tensor.data.ravel().tolist()
+    if response.id:
+        return b"".join((head, _encode(values), b'}],"id":', _encode(response.id), b"}"))
+    return b"".join((head, _encode(values), b"}]}"))
+
+
+def _remember_plain_head(response: InferenceResponse, tensor: Tensor, key: _PlainKey) -> bytes:
+    output = _OutputTensor(tensor.name, tensor.datatype, tensor.shape)
+    whole = _encode(_Response(response.model_name, response.model_version, [output]))
+    if len(_plain_heads) >= _PLAIN_HEADS_MAX:
+        _plain_heads.clear()
+    head = _plain_heads[key] = whole.removesuffix(b"}]}") + b',"data":'
+    return head
+
+
+def _to_list(tensor: Tensor) -> list[Any]:
+    data = tensor.data
+    datatype = tensor.datatype
+    if datatype == "BYTES":
+        try:
+            return [bytes(value).decode() for value in data.ravel()]
+        except UnicodeDecodeError as error:
+            raise InferenceFailed(
+                f"output '{tensor.name}' holds bytes that are not UTF-8 and so not JSON: {error}",
+                code="not_json",
+                hint="ask for it with 'parameters': {'binary_data': true}",
+                output=tensor.name,
+            ) from None
+    if datatype == "BF16":
+        data = v2_binary.bfloat16_to_float32(data)
+    flat: list[Any] = data.ravel().tolist()
+    return flat

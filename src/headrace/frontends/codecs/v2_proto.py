@@ -1,0 +1,427 @@
+"""Open Inference Protocol V2 over gRPC: ``ModelInferRequest`` and ``ModelInferResponse``.
+
+protobuf's own parser (C) reads every message at least once. What a message says besides its
+tensors' bytes and its id is the same from request to request, so the meaning of those bytes is
+remembered: a repeated request is a walk over its top-level fields, a look-up, and a view on each
+tensor. Answers are put together the same way, from a remembered beginning.
+
+Field numbers and types: ``headrace/protos/inference.proto``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import msgspec
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from headrace import protos
+from headrace.errors import InvalidRequest
+from headrace.frontends.codecs import v2_binary
+from headrace.frontends.codecs.v2_parameters import (
+    SharedMemory,
+    apply_parameters,
+    shared_memory_of,
+    whole_number,
+)
+from headrace.types import (
+    DTYPE_OF,
+    InferenceRequest,
+    InferenceResponse,
+    RequestedOutput,
+    SharedMemoryRange,
+    Tensor,
+)
+
+_REMEMBERED_MAX = 1024
+_REMEMBERED_BYTES = 4096
+
+_ID, _RAW = 0x1A, 0x3A
+"""Tags of ``ModelInferRequest.id`` and ``raw_input_contents``: field number << 3 | LENGTH."""
+
+_RANK_MAX = 32
+
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+"""Where ``InferTensorContents`` has the elements of a datatype; FP16 and BF16 go raw only."""
+
+
+class _Input(msgspec.Struct, frozen=True, gc=False):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    dtype: Any
+    count: int
+    byte_size: int  # -1: not fixed (BYTES)
+
+
+class _Known(msgspec.Struct, frozen=True):
+    """What a request says, but for its id and the bytes of its tensors."""
+
+    model_name: str
+    model_version: str
+    inputs: tuple[_Input, ...]
+    outputs: list[RequestedOutput] | None
+    parameters: dict[str, Any] | None
+
+
+class RequestDecoder:
+    """Bytes -> :class:`InferenceRequest`. One for a process: what it has seen, it remembers."""
+
+    def __init__(self, shared: SharedMemory) -> None:
+        self._shared = shared
+        self._known: dict[bytes, _Known] = {}
+        self._parse = protos.message("inference.ModelInferRequest").FromString
+
+    def decode(self, message: bytes) -> InferenceRequest:
+        """The request. Its tensors are views of ``message`` where they can be.
+
+        Raises:
+            InvalidRequest: not protobuf, unknown datatypes, tensors whose bytes disagree with
+                their shapes, or parameters that cannot be.
+        """
+        key, request_id, raw = _walk(message)
+        known = self._known.get(key)
+        if known is None or len(raw) != len(known.inputs):
+            return self._read(message, key)
+        tensors = []
+        for spec, (start, size) in zip(known.inputs, raw, strict=True):
+            if size == spec.byte_size and size:
+                array = np.frombuffer(message, spec.dtype, spec.count, start)
+                if spec.datatype == "BOOL":
+                    array = array.view(np.uint8) != 0
+                elif not array.flags.aligned:
+                    array = array.copy()
+                array = array.reshape(spec.shape)
+            else:
+                array = v2_binary.decode(
+                    message, start, size, name=spec.name, datatype=spec.datatype, shape=spec.shape
+                )
+            tensors.append(Tensor(spec.name, spec.datatype, spec.shape, array))
+        request = InferenceRequest(
+            known.model_name, tensors, known.model_version, request_id, known.outputs
+        )
+        if known.parameters is not None:
+            apply_parameters(request, dict(known.parameters))
+        return request
+
+    def _read(self, message: bytes, key: bytes) -> InferenceRequest:
+        """The first of its kind, or one that is never remembered."""
+        try:
+            parsed = self._parse(message)
+        except DecodeError as error:
+            raise InvalidRequest(
+                f"the message is no ModelInferRequest: {error}", code="malformed_protobuf"
+            ) from None
+        request = InferenceRequest(
+            parsed.model_name,
+            self._tensors(parsed),
+            parsed.model_version,
+            parsed.id,
+            [_output_of(output) for output in parsed.outputs] or None,
+        )
+        parameters = read_parameters(parsed.parameters) if parsed.parameters else None
+        if parameters is not None:
+            apply_parameters(request, dict(parameters))
+        plain = len(parsed.raw_input_contents) == len(parsed.inputs) and not any(
+            tensor.parameters for tensor in parsed.inputs
+        )
+        if key and plain and len(key) <= _REMEMBERED_BYTES:
+            if len(self._known) >= _REMEMBERED_MAX:
+                self._known.clear()
+            self._known[key] = _Known(
+                parsed.model_name,
+                parsed.model_version,
+                tuple(_input_of(tensor) for tensor in request.inputs),
+                request.outputs,
+                parameters,
+            )
+        return request
+
+    def _tensors(self, parsed: Any) -> list[Tensor]:
+        raw, inputs = parsed.raw_input_contents, parsed.inputs
+        ranges = [_range_of(tensor) for tensor in inputs]
+        travelling = len(inputs) - sum(where is not None for where in ranges)
+        if raw and len(raw) != travelling:
+            raise InvalidRequest(
+                f"unexpected number of raw input contents: {len(raw)} for {travelling} inputs of "
+                f"model '{parsed.model_name}'",
+                code="wrong_raw_contents",
+                hint="one for each input that is not in shared memory, in their order",
+                expected=travelling,
+                got=len(raw),
+            )
+        contents = iter(raw)
+        tensors = []
+        for tensor, where in zip(inputs, ranges, strict=True):
+            name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
+            _check_kind(name, datatype, shape)
+            if where is not None:
+                array = self._shared.read(where, name=name, datatype=datatype, shape=shape)
+            elif raw:
+                if tensor.HasField("contents"):
+                    raise InvalidRequest(
+                        f"contents field must not be specified when using raw_input_contents for "
+                        f"'{name}' for model '{parsed.model_name}'",
+                        code="wrong_raw_contents",
+                        input=name,
+                    )
+                blob = next(contents)
+                array = v2_binary.decode(
+                    blob, 0, len(blob), name=name, datatype=datatype, shape=shape
+                )
+            else:
+                array = _from_contents(tensor.contents, name, datatype, shape)
+            tensors.append(Tensor(name, datatype, shape, array))
+        return tensors
+
+
+def _walk(message: bytes) -> tuple[bytes, str, list[tuple[int, int]]]:
+    """What a message is remembered by, its id, and where each raw tensor lies.
+
+    An encoder writes fields in the order of their numbers, so the raw tensors come last. A
+    message of any other form has an empty key, and is parsed.
+    """
+    position, end = 0, len(message)
+    before, request_id = 0, ""
+    key = b""
+    try:
+        while position < end and (tag := message[position]) != _RAW:
+            length, start = _length(message, position + 1)
+            if tag == _ID:
+                key, before = message[:position], start + length
+                request_id = message[start:before].decode()
+            elif tag & 7 != 2:  # no such field is known
+                return b"", "", []
+            position = start + length
+        key += message[before:position]
+        raw: list[tuple[int, int]] = []
+        while position < end:
+            if message[position] != _RAW:
+                return b"", "", []
+            length, start = _length(message, position + 1)
+            raw.append((start, length))
+            position = start + length
+    except (IndexError, UnicodeDecodeError):
+        return b"", "", []
+    return (key, request_id, raw) if position == end else (b"", "", [])
+
+
+def _length(message: bytes, position: int) -> tuple[int, int]:
+    """The number at ``position`` and where it ends."""
+    length = message[position]
+    if length < 0x80:
+        return length, position + 1
+    length &= 0x7F
+    shift = 7
+    while True:
+        position += 1
+        byte = message[position]
+        length |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return length, position + 1
+        shift += 7
+
+
+def _input_of(tensor: Tensor) -> _Input:
+    dtype = DTYPE_OF[tensor.datatype]
+    count = prod(tensor.shape)
+    fixed = -1 if tensor.datatype == "BYTES" else count * dtype.itemsize
+    return _Input(tensor.name, tensor.datatype, tensor.shape, dtype, count, fixed)
+
+
+def _check_kind(name: str, datatype: str, shape: tuple[int, ...]) -> None:
+    if datatype not in DTYPE_OF:
+        raise InvalidRequest(
+            f"input '{name}' has the unknown datatype '{datatype}'",
+            code="unknown_datatype",
+            hint=f"the datatypes are {', '.join(DTYPE_OF)}",
+            input=name,
+            got=datatype,
+        )
+    if len(shape) > _RANK_MAX or any(size < 0 for size in shape):
+        raise InvalidRequest(
+            f"input '{name}' has the shape {list(shape)}; sizes are 0 or more, and there are at "
+            f"most {_RANK_MAX}",
+            code="wrong_shape",
+            input=name,
+        )
+
+
+def _from_contents(contents: Any, name: str, datatype: str, shape: tuple[int, ...]) -> np.ndarray:
+    field = _CONTENTS.get(datatype)
+    if field is None:
+        raise InvalidRequest(
+            f"input '{name}' of {datatype} must travel in raw_input_contents",
+            code="wrong_contents",
+            input=name,
+        )
+    for other in contents.ListFields():
+        if other[0].name != field:
+            raise InvalidRequest(
+                f"input '{name}' of {datatype} has {other[0].name}, expected {field}",
+                code="wrong_contents",
+                input=name,
+            )
+    values = getattr(contents, field)
+    count = prod(shape)
+    if len(values) != count:
+        raise InvalidRequest(
+            f"unexpected explicit tensor data for input tensor '{name}': shape {list(shape)} means "
+            f"{count} elements, got {len(values)}",
+            code="shape_data_mismatch",
+            input=name,
+            expected=count,
+            got=len(values),
+        )
+    if not count:
+        return v2_binary.empty(name, datatype, shape)
+    array = np.empty(count, DTYPE_OF[datatype])
+    try:
+        array[:] = values
+    except OverflowError:
+        raise InvalidRequest(
+            f"input '{name}' holds a number that {datatype} cannot represent",
+            code="out_of_range",
+            input=name,
+            expected=datatype,
+        ) from None
+    return array.reshape(shape)
+
+
+def read_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """``map<string, InferParameter>`` as plain values; what has no value is left out."""
+    found: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        chosen = parameter.WhichOneof("parameter_choice")
+        if chosen is not None:
+            found[name] = getattr(parameter, chosen)
+    return found
+
+
+def write_parameters(target: Any, parameters: Mapping[str, Any]) -> None:
+    """The reverse, in the three kinds that every dialect has (numbers 4 and 5 are Triton's)."""
+    for name, value in parameters.items():
+        if isinstance(value, bool):
+            target[name].bool_param = value
+        elif isinstance(value, int):
+            target[name].int64_param = value
+        elif isinstance(value, float):
+            target[name].double_param = value
+        else:
+            target[name].string_param = str(value)
+
+
+def _range_of(tensor: Any) -> SharedMemoryRange | None:
+    if not tensor.parameters:
+        return None
+    return shared_memory_of(read_parameters(tensor.parameters), tensor.name)
+
+
+def _output_of(output: Any) -> RequestedOutput:
+    if not output.parameters:
+        return RequestedOutput(output.name)
+    parameters = read_parameters(output.parameters)
+    where = shared_memory_of(parameters, output.name)
+    return RequestedOutput(output.name, None, whole_number(parameters, "classification"), where)
+
+
+class ResponseEncoder:
+    """:class:`InferenceResponse` -> bytes."""
+
+    def __init__(self, shared: SharedMemory) -> None:
+        self._shared = shared
+        self._heads: dict[tuple[object, ...], bytes] = {}
+        self._make = protos.message("inference.ModelInferResponse")
+
+    def encode(self, response: InferenceResponse, request: InferenceRequest) -> bytes:
+        """The message.
+
+        Raises:
+            InvalidRequest: an output does not fit where it was asked for in shared memory.
+        """
+        outputs = response.outputs
+        if response.parameters is None and not _anything_shared(request.outputs):
+            parts = [self._head(response)]
+            for tensor in outputs:
+                blob = v2_binary.encode(tensor)
+                parts += (b"2", varint(len(blob)), blob)  # field 6, LENGTH
+            if response.id:
+                name = response.id.encode()
+                parts.insert(1, b"".join((b"\x1a", varint(len(name)), name)))
+            return b"".join(parts)
+        return self._encode_slowly(response, request)
+
+    def _head(self, response: InferenceResponse) -> bytes:
+        """Everything but the id and the bytes of the outputs."""
+        key = (
+            response.model_name,
+            response.model_version,
+            *[(tensor.name, tensor.datatype, tensor.shape) for tensor in response.outputs],
+        )
+        head = self._heads.get(key)
+        if head is None:
+            message = self._message(response)
+            if len(self._heads) >= _REMEMBERED_MAX:
+                self._heads.clear()
+            head = self._heads[key] = message.SerializeToString()
+        return head
+
+    def _message(self, response: InferenceResponse) -> Any:
+        message = self._make(model_name=response.model_name, model_version=response.model_version)
+        for tensor in response.outputs:
+            message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        return message
+
+    def _encode_slowly(self, response: InferenceResponse, request: InferenceRequest) -> bytes:
+        message = self._message(response)
+        message.id = response.id
+        write_parameters(message.parameters, response.parameters or {})
+        wanted = {output.name: output.shared_memory for output in request.outputs or ()}
+        for tensor, told in zip(response.outputs, message.outputs, strict=True):
+            where = wanted.get(tensor.name)
+            if where is None:
+                message.raw_output_contents.append(v2_binary.encode(tensor))
+                continue
+            size = self._shared.write(where, tensor)
+            write_parameters(
+                told.parameters,
+                {
+                    "shared_memory_region": where.region,
+                    "shared_memory_byte_size": size,
+                    "shared_memory_offset": where.offset,
+                },
+            )
+        encoded: bytes = message.SerializeToString()
+        return encoded
+
+
+def _anything_shared(outputs: Sequence[RequestedOutput] | None) -> bool:
+    return outputs is not None and any(each.shared_memory is not None for each in outputs)
+
+
+def varint(number: int) -> bytes:
+    """A length as protobuf writes it."""
+    if number < 0x80:
+        return bytes((number,))
+    parts = bytearray()
+    while number >= 0x80:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)

@@ -1,0 +1,1 @@
+"""The gRPC services, over whichever transport: bytes to types, and one call into the engine."""

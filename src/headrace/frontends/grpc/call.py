@@ -1,0 +1,87 @@
+"""One gRPC call, as a transport shows it to a service; and a service, as a transport sees it.
+
+Two transports implement :class:`Call`: our own HTTP/2 lane and grpcio's server. Everything
+happens on the event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+Metadata = Sequence[tuple[bytes, bytes]]
+"""Names in lower case; values of ``-bin`` names are already decoded from base64."""
+
+
+class Call(Protocol):
+    """One call. It is ended once, by :meth:`finish` or :meth:`end`; after that, and once
+    ``closed``, every method does nothing.
+
+    ``timeout_ns`` is that of ``grpc-timeout``, 0 for none. The client left or cancelled: the
+    transport sets ``closed`` and calls ``cancel``, which whoever does the work sets.
+    """
+
+    metadata: Metadata
+    arrived_ns: int
+    timeout_ns: int
+    closed: bool
+    cancel: Callable[[], object] | None
+
+    def send(self, message: bytes) -> None:
+        """One message of the answer; more may follow."""
+        ...
+
+    def finish(self, message: bytes) -> None:
+        """The only message of a unary answer, and OK: one write."""
+        ...
+
+    def end(self, code: int = 0, text: str = "", trailers: Metadata = ()) -> None:
+        """The status (``grpc-status``, ``grpc-message``) without a further message."""
+        ...
+
+    def fail(self, error: BaseException) -> None:
+        """Ends with what ``frontends/status.py`` has for the error."""
+        ...
+
+    def pause_reading(self) -> None:
+        """No more credit for the client: it has as much under way as may be (streams)."""
+        ...
+
+    def resume_reading(self) -> None:
+        """The reverse."""
+        ...
+
+    async def writable(self) -> None:
+        """Waits while the client reads more slowly than we write."""
+        ...
+
+
+class Incoming(Protocol):
+    """The receiving side of a call whose client sends any number of messages."""
+
+    def message(self, message: bytes) -> None:
+        """One more. May raise HeadraceError: the call fails with it."""
+        ...
+
+    def half_closed(self) -> None:
+        """The client sends no more; what it asked is still to be answered."""
+        ...
+
+
+Unary = Callable[[Call, bytes], None]
+"""Answers now or later. May raise HeadraceError: the call fails with it."""
+
+Streaming = Callable[[Call], Incoming]
+
+
+class Method(msgspec.Struct, frozen=True):
+    """Exactly one of the two is set. ``unary`` methods may also answer with a stream."""
+
+    unary: Unary | None = None
+    streaming: Streaming | None = None
+
+
+Methods = Mapping[bytes, Method]
+"""``b"/package.Service/Method"`` -> what answers it; all else is UNIMPLEMENTED."""

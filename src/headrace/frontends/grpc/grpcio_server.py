@@ -1,0 +1,236 @@
+"""grpcio's asyncio server as a transport of the same methods: ``--grpc-server grpcio``.
+
+For those who rely on an option that only it has; it costs several times the CPU of our own lane
+for a small request (``python -m benchmarks grpc_lane``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from headrace.clock import MonotonicClock
+from headrace.config import ServerConfig
+from headrace.errors import AddressInUse, HeadraceError, InvalidRequest, MissingExtra
+from headrace.frontends import status
+from headrace.frontends.grpc.call import Incoming, Metadata, Method, Methods
+
+_now_ns = MonotonicClock.now_ns
+
+_END = None
+
+
+class GrpcioServer:
+    """Listens on ``server.grpc_port``.
+
+    Raises:
+        MissingExtra: grpcio is not installed.
+    """
+
+    def __init__(self, methods: Methods, server: ServerConfig) -> None:
+        try:
+            import grpc  # noqa: PLC0415 - an extra
+            import grpc.aio  # noqa: PLC0415
+        except ImportError as error:
+            raise MissingExtra("--grpc-server grpcio", extra="grpc", package="grpcio") from error
+        self._grpc: Any = grpc
+        limit = server.http2.max_message_bytes
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", int(server.workers > 1)),
+            ]
+        )
+        self._server.add_generic_rpc_handlers((_Handler(grpc, methods),))
+        self._config = server
+
+    async def start(self) -> None:
+        """Listens.
+
+        Raises:
+            AddressInUse: another process does.
+        """
+        server = self._config
+        address = f"{server.host}:{server.grpc_port}"
+        try:
+            if server.tls is None:
+                self._server.add_insecure_port(address)
+            else:
+                files = (Path(server.tls.key), Path(server.tls.certificate))
+                key, chain = await asyncio.to_thread(lambda: [f.read_bytes() for f in files])
+                self._server.add_secure_port(
+                    address, self._grpc.ssl_server_credentials([(key, chain)])
+                )
+        except RuntimeError as error:
+            raise AddressInUse(
+                f"port {server.grpc_port} of {server.host} cannot be listened on: {error}",
+                hint="choose another with --grpc-port",
+            ) from error
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Takes no further call, and ends those under way after ``grace_s``."""
+        await self._server.stop(grace_s)
+
+
+class _Handler:
+    """grpcio's generic handler: a method for every path of the table. Bytes in, bytes out."""
+
+    def __init__(self, grpc: Any, methods: Methods) -> None:
+        self._grpc = grpc
+        self._methods = methods
+
+    def service(self, details: Any) -> Any:
+        """The handler of one call, None for a path that is not known."""
+        method = self._methods.get(details.method.encode())
+        if method is None:
+            return None
+        if method.streaming is not None:
+            return self._grpc.stream_stream_rpc_method_handler(_streaming(method))
+        if details.method.endswith("/Watch"):
+            return self._grpc.unary_stream_rpc_method_handler(_unary_stream(method))
+        return self._grpc.unary_unary_rpc_method_handler(_unary(method))
+
+
+class _Call:
+    """``frontends.grpc.call.Call`` on a grpcio context."""
+
+    def __init__(self, context: Any) -> None:
+        self.metadata: Metadata = [
+            (name.encode(), value if isinstance(value, bytes) else value.encode())
+            for name, value in context.invocation_metadata()
+        ]
+        self.arrived_ns = _now_ns()
+        left_s = context.time_remaining()
+        self.timeout_ns = 0 if left_s is None else max(1, int(left_s * 1e9))
+        self.closed = False
+        self.cancel: Callable[[], object] | None = None
+        self.answers: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.code = 0
+        self.text = ""
+        self.trailers: Metadata = ()
+        self.may_read = asyncio.Event()
+        self.may_read.set()
+
+    def send(self, message: bytes) -> None:
+        if not self.closed:
+            self.answers.put_nowait(message)
+
+    def finish(self, message: bytes) -> None:
+        self.send(message)
+        self.end()
+
+    def end(self, code: int = 0, text: str = "", trailers: Metadata = ()) -> None:
+        if not self.closed:
+            self.closed = True
+            self.cancel = None
+            self.code, self.text, self.trailers = code, text, trailers
+            self.answers.put_nowait(_END)
+
+    def fail(self, error: BaseException) -> None:
+        self.end(*status.grpc_answer(error))
+
+    def pause_reading(self) -> None:
+        self.may_read.clear()
+
+    def resume_reading(self) -> None:
+        self.may_read.set()
+
+    async def writable(self) -> None:
+        """grpcio takes one answer after the other from the queue."""
+
+    def abandon(self) -> None:
+        """The client has left."""
+        if not self.closed:
+            self.closed = True
+            cancel, self.cancel = self.cancel, None
+            if cancel is not None:
+                cancel()
+
+    async def tell(self, context: Any) -> None:
+        """Status and trailers, after the last answer."""
+        import grpc  # noqa: PLC0415 - an extra
+
+        if self.trailers:
+            context.set_trailing_metadata(
+                tuple(
+                    (name.decode(), value if name.endswith(b"-bin") else value.decode())
+                    for name, value in self.trailers
+                )
+            )
+        if self.code:
+            codes = {code.value[0]: code for code in grpc.StatusCode}
+            await context.abort(codes[self.code], self.text, context.trailing_metadata())
+
+
+def _begin(call: _Call, method: Method, message: bytes) -> None:
+    assert method.unary is not None
+    try:
+        method.unary(call, message)
+    except HeadraceError as error:
+        call.fail(error)
+
+
+def _unary(method: Method) -> Callable[[bytes, Any], Any]:
+    async def answer(message: bytes, context: Any) -> bytes:
+        call = _Call(context)
+        try:
+            _begin(call, method, message)
+            found = await call.answers.get()
+        except asyncio.CancelledError:
+            call.abandon()
+            raise
+        await call.tell(context)
+        return found or b""
+
+    return answer
+
+
+def _unary_stream(method: Method) -> Callable[[bytes, Any], AsyncIterator[bytes]]:
+    async def answer(message: bytes, context: Any) -> AsyncIterator[bytes]:
+        call = _Call(context)
+        _begin(call, method, message)
+        async for found in _answers(call, context):
+            yield found
+
+    return answer
+
+
+def _streaming(method: Method) -> Callable[[Any, Any], AsyncIterator[bytes]]:
+    async def answer(messages: Any, context: Any) -> AsyncIterator[bytes]:
+        call = _Call(context)
+        assert method.streaming is not None
+        incoming = method.streaming(call)
+        reading = asyncio.ensure_future(_read(messages, incoming, call))
+        try:
+            async for found in _answers(call, context):
+                yield found
+        finally:
+            reading.cancel()
+
+    return answer
+
+
+async def _read(messages: Any, incoming: Incoming, call: _Call) -> None:
+    try:
+        async for message in messages:
+            incoming.message(message)
+            await call.may_read.wait()
+        incoming.half_closed()
+    except HeadraceError as error:
+        call.fail(error)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the call has to end
+        call.fail(InvalidRequest(f"the stream cannot be read: {error}"))
+
+
+async def _answers(call: _Call, context: Any) -> AsyncIterator[bytes]:
+    try:
+        while (found := await call.answers.get()) is not _END:
+            yield found
+    except (asyncio.CancelledError, GeneratorExit):
+        call.abandon()
+        raise
+    await call.tell(context)

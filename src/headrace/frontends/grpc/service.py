@@ -1,0 +1,295 @@
+"""``inference.GRPCInferenceService``: what each method means, over any transport.
+
+Messages, and what the dialects of Triton, KServe and MLServer have in common, are in
+``protos/inference.proto``. Three differences are bridged here:
+
+- ``RepositoryModelLoad`` and ``Unload``: KServe names the model in field 1, which Triton calls
+  ``repository_name``. If field 2 is empty, field 1 is the model.
+- their answers always have KServe's fields; Triton's clients pass over what they do not know.
+- ``ModelStreamInfer`` answers in Triton's form, or in MLServer's where metadata asks for it
+  (``infer.DIALECT``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+
+from headrace import protos
+from headrace.errors import HeadraceError, InvalidRequest, ModelNotFound, Unsupported
+from headrace.frontends.codecs.v2_proto import read_parameters
+from headrace.frontends.control import Control
+from headrace.frontends.grpc.call import Call, Method, Methods, Unary
+from headrace.frontends.grpc.infer import InferMethods
+from headrace.types import ModelMetadata
+
+_LOG = logging.getLogger("headrace.grpc")
+
+SERVICE = "inference.GRPCInferenceService"
+
+Handler = Callable[[Any], Awaitable[Any]]
+"""A request message in, a response message out; may raise HeadraceError."""
+
+
+class Models(Protocol):
+    """What is asked about models; ``engine.catalog.Catalog`` is it."""
+
+    def metadata(self, name: str, version: str = "") -> ModelMetadata:
+        """The public signature."""
+        ...
+
+    def model_config(self, name: str, version: str = "") -> dict[str, Any]:
+        """Triton's ModelConfig as JSON values."""
+        ...
+
+    def is_ready(self, name: str = "", version: str = "") -> bool:
+        """One model, or all."""
+        ...
+
+
+class InferenceService:
+    """The table of methods, and the cold ones; the hot ones are ``InferMethods``'.
+
+    Args:
+        infer: ``ModelInfer`` and ``ModelStreamInfer``.
+        models: what is served.
+        control: the running server.
+        version: of headrace.
+        extensions: as ``GET /v2`` advertises them.
+        is_ready: whether the server takes requests.
+    """
+
+    def __init__(
+        self,
+        infer: InferMethods,
+        models: Models,
+        control: Callable[[], Control],
+        *,
+        version: str,
+        extensions: tuple[str, ...],
+        is_ready: Callable[[], bool],
+    ) -> None:
+        self._infer = infer
+        self._models = models
+        self._control = control
+        self._version = version
+        self._extensions = extensions
+        self._is_ready = is_ready
+
+    def methods(self) -> Methods:
+        """Path -> method."""
+        handlers: dict[str, Handler] = {
+            "ServerLive": self._server_live,
+            "ServerReady": self._server_ready,
+            "ModelReady": self._model_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelMetadata": self._model_metadata,
+            "ModelConfig": self._model_config,
+            "ModelStatistics": self._model_statistics,
+            "RepositoryIndex": self._repository_index,
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
+            "SystemSharedMemoryStatus": self._shared_memory_status,
+            "SystemSharedMemoryRegister": self._register_shared_memory,
+            "SystemSharedMemoryUnregister": self._unregister_shared_memory,
+            "CudaSharedMemoryStatus": self._cuda_status,
+            "CudaSharedMemoryRegister": self._no_cuda,
+            "CudaSharedMemoryUnregister": self._cuda_unregister,
+            "TraceSetting": self._trace_setting,
+            "LogSettings": self._log_settings,
+        }
+        table = {
+            _path(name): Method(unary=unary_of(f"inference.{name}Request", handler))
+            for name, handler in handlers.items()
+        }
+        table[_path("ModelInfer")] = Method(unary=self._infer.infer)
+        table[_path("ModelStreamInfer")] = Method(streaming=self._infer.stream)
+        return table
+
+    # -- health and metadata ---------------------------------------------------------------------
+
+    async def _server_live(self, _: Any) -> Any:
+        return _message("ServerLiveResponse")(live=True)
+
+    async def _server_ready(self, _: Any) -> Any:
+        return _message("ServerReadyResponse")(ready=self._is_ready())
+
+    async def _model_ready(self, asked: Any) -> Any:
+        try:
+            ready = self._models.is_ready(_named(asked.name), asked.version)
+        except ModelNotFound:
+            ready = False
+        return _message("ModelReadyResponse")(ready=ready)
+
+    async def _server_metadata(self, _: Any) -> Any:
+        return _message("ServerMetadataResponse")(
+            name="headrace", version=self._version, extensions=self._extensions
+        )
+
+    async def _model_metadata(self, asked: Any) -> Any:
+        found = self._models.metadata(_named(asked.name), asked.version)
+        answer = _message("ModelMetadataResponse")(
+            name=found.name, versions=found.versions, platform=found.platform
+        )
+        for specs, told in ((found.inputs, answer.inputs), (found.outputs, answer.outputs)):
+            for spec in specs:
+                told.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
+        return answer
+
+    async def _model_config(self, asked: Any) -> Any:
+        config = self._models.model_config(_named(asked.name), asked.version)
+        return _filled("ModelConfigResponse", {"config": config})
+
+    async def _model_statistics(self, asked: Any) -> Any:
+        found = await self._control().statistics(asked.name, asked.version)
+        return _filled("ModelStatisticsResponse", found)
+
+    # -- repository ------------------------------------------------------------------------------
+
+    async def _repository_index(self, asked: Any) -> Any:
+        answer = _message("RepositoryIndexResponse")()
+        for each in self._control().index(ready_only=asked.ready):
+            answer.models.add(
+                name=each.name, version=each.version, state=each.state, reason=each.reason
+            )
+        return answer
+
+    async def _load(self, asked: Any) -> Any:
+        name = _named(asked.model_name or asked.repository_name)
+        await self._control().load(name, _repository_parameters(asked.parameters))
+        return _message("RepositoryModelLoadResponse")(model_name=name, isLoaded=True)
+
+    async def _unload(self, asked: Any) -> Any:
+        name = _named(asked.model_name or asked.repository_name)
+        parameters = _repository_parameters(asked.parameters)
+        await self._control().unload(name, dependents=parameters.get("unload_dependents") is True)
+        return _message("RepositoryModelUnloadResponse")(model_name=name, isUnloaded=True)
+
+    # -- shared memory ---------------------------------------------------------------------------
+
+    async def _shared_memory_status(self, asked: Any) -> Any:
+        answer = _message("SystemSharedMemoryStatusResponse")()
+        for region in self._control().shared_memory(asked.name):
+            told = answer.regions[region["name"]]
+            told.name, told.key = region["name"], region["key"]
+            told.offset, told.byte_size = region["offset"], region["byte_size"]
+        return answer
+
+    async def _register_shared_memory(self, asked: Any) -> Any:
+        await self._control().register_shared_memory(
+            asked.name, key=asked.key, offset=asked.offset, byte_size=asked.byte_size
+        )
+        return _message("SystemSharedMemoryRegisterResponse")()
+
+    async def _unregister_shared_memory(self, asked: Any) -> Any:
+        await self._control().unregister_shared_memory(asked.name)
+        return _message("SystemSharedMemoryUnregisterResponse")()
+
+    async def _cuda_status(self, _: Any) -> Any:
+        return _message("CudaSharedMemoryStatusResponse")()
+
+    async def _no_cuda(self, asked: Any) -> Any:
+        raise Unsupported(
+            f"failed to register CUDA shared memory region: '{asked.name}': this server has no GPU "
+            "runtime",
+            hint="use system shared memory",
+        )
+
+    async def _cuda_unregister(self, _: Any) -> Any:
+        return _message("CudaSharedMemoryUnregisterResponse")()
+
+    # -- settings --------------------------------------------------------------------------------
+
+    async def _trace_setting(self, asked: Any) -> Any:
+        update = {name: list(setting.value) or None for name, setting in asked.settings.items()}
+        found = await self._control().trace_setting(asked.model_name, _single_values(update))
+        answer = _message("TraceSettingResponse")()
+        for name, value in found.items():
+            values = value if isinstance(value, list | tuple) else [value]
+            answer.settings[name].value.extend(map(str, values))
+        return answer
+
+    async def _log_settings(self, asked: Any) -> Any:
+        update = {
+            name: getattr(setting, setting.WhichOneof("parameter_choice") or "string_param")
+            for name, setting in asked.settings.items()
+        }
+        found = await self._control().log_settings(update or None)
+        answer = _message("LogSettingsResponse")()
+        for name, value in found.items():
+            told = answer.settings[name]
+            if isinstance(value, bool):
+                told.bool_param = value
+            elif isinstance(value, int):
+                told.uint32_param = value
+            else:
+                told.string_param = str(value)
+        return answer
+
+
+def unary_of(request: str, handler: Handler) -> Unary:
+    """A method of the cold kind: parsed, awaited in a task of its own, answered."""
+    parse = protos.message(request).FromString
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def run(call: Call, asked: Any) -> None:
+        try:
+            answer = await handler(asked)
+            call.finish(answer.SerializeToString())
+        except HeadraceError as error:
+            call.fail(error)
+        except Exception as error:  # noqa: BLE001 - one call must not end the others
+            _LOG.exception("%s failed", request)
+            call.fail(error)
+
+    def method(call: Call, message: bytes) -> None:
+        try:
+            asked = parse(message)
+        except DecodeError as error:
+            raise InvalidRequest(
+                f"the message is no {request}: {error}", code="malformed_protobuf"
+            ) from None
+        task = asyncio.get_running_loop().create_task(run(call, asked))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        call.cancel = task.cancel
+
+    return method
+
+
+def _path(name: str) -> bytes:
+    return f"/{SERVICE}/{name}".encode()
+
+
+def _message(name: str) -> Any:
+    return protos.message(f"inference.{name}")
+
+
+def _filled(name: str, values: Mapping[str, Any]) -> Any:
+    """A message from the JSON that the REST protocol has for it; names it lacks are left out."""
+    plain = json.loads(json.dumps(values))
+    return json_format.ParseDict(plain, _message(name)(), ignore_unknown_fields=True)
+
+
+def _named(name: str) -> str:
+    if not name:
+        raise InvalidRequest("the request names no model", code="missing_model_name")
+    return name
+
+
+def _repository_parameters(parameters: Any) -> dict[str, Any]:
+    return read_parameters(parameters) if parameters else {}
+
+
+def _single_values(update: dict[str, Any]) -> dict[str, Any]:
+    """Every setting but the level has one value; the REST protocol has it without a list."""
+    return {
+        name: value[0] if value is not None and name != "trace_level" else value
+        for name, value in update.items()
+    }
