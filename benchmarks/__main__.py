@@ -19,6 +19,8 @@ BENCHMARKS = (
     "python_path",
     "overhead",
     "lone_request",
+    "grpc_lane",
+    "shared_memory",
     "embedding",
     "memory",
     "load_curve",

@@ -39,17 +39,23 @@ class Request(msgspec.Struct, frozen=True):
     array: np.ndarray
 
 
+def weights(seed: int) -> dict[str, np.ndarray]:
+    """``w0``, ``b0`` ... of each layer."""
+    rng = np.random.default_rng(seed)
+    made: dict[str, np.ndarray] = {}
+    for layer, (size, width) in enumerate(pairwise(WIDTHS)):
+        scale = 1 / np.sqrt(size)
+        made[f"w{layer}"] = (rng.standard_normal((size, width)) * scale).astype(np.float32)
+        made[f"b{layer}"] = rng.standard_normal(width).astype(np.float32)
+    return made
+
+
 def write_mlp(folder: Path, seed: int) -> Path:
     """``folder/mlp.onnx`` with random weights."""
-    rng = np.random.default_rng(seed)
-    weights: dict[str, np.ndarray] = {}
     operators: list[tuple[str, Sequence[str]]] = []
-    for layer, (size, width) in enumerate(pairwise(WIDTHS)):
+    for layer in range(len(WIDTHS) - 1):
         if layer:
             operators.append(("Relu", []))
-        scale = 1 / np.sqrt(size)
-        weights[f"w{layer}"] = (rng.standard_normal((size, width)) * scale).astype(np.float32)
-        weights[f"b{layer}"] = rng.standard_normal(width).astype(np.float32)
         operators.append(("Gemm", [f"w{layer}", f"b{layer}"]))
     folder.mkdir(parents=True, exist_ok=True)
     return write_model(
@@ -57,7 +63,7 @@ def write_mlp(folder: Path, seed: int) -> Path:
         chain(operators, INPUT.name, OUTPUT.name),
         inputs=[INPUT],
         outputs=[OUTPUT],
-        initializers=weights,
+        initializers=weights(seed),
     )
 
 

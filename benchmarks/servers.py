@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
+from conformance.environments import triton_environment, triton_packages
 from headrace.client.processes import cpu_of
 
 ROOT = Path(__file__).parents[1]
@@ -136,6 +137,26 @@ def floor_server(model: str, wire: str) -> Iterator[Server]:
         yield server
 
 
+@contextmanager
+def triton_server(binary: Path, repository: Path) -> Iterator[Server]:
+    """Triton's own server; ``port`` is that of its gRPC, which opens when its models are ready.
+
+    Raises:
+        ServerFailed: it does not listen.
+    """
+    port, packages = free_port(), triton_packages(binary)
+    command = [
+        str(binary), f"--model-repository={repository}", "--http-address=127.0.0.1",
+        f"--backend-directory={binary.parents[1] / 'backends'}", f"--http-port={free_port()}",
+        "--grpc-address=127.0.0.1", f"--grpc-port={port}", "--allow-metrics=false",
+    ]  # fmt: skip
+    env = os.environ | triton_environment(binary)
+    # The stub of its Python backend finds numpy in the folder it is started in.
+    with _started("triton", port, command, cwd=packages, env=env) as server:
+        server.wait_until(lambda: _connects(port))
+        yield server
+
+
 def environment() -> dict[str, str]:
     """That of this process, but compiled modules are kept: an installed package has them."""
     return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
@@ -150,9 +171,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def _started(name: str, port: int, command: Sequence[str]) -> Iterator[Server]:
+def _started(
+    name: str,
+    port: int,
+    command: Sequence[str],
+    *,
+    cwd: Path = ROOT,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
     with TemporaryFile() as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment())
+        process = subprocess.Popen(
+            command, cwd=cwd, stdout=log, stderr=log, env=env or environment()
+        )
         server = Server(name, port, process, log)
         try:
             yield server

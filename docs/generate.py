@@ -5,6 +5,7 @@
 
     <!-- settings headrace.config:HttpLimits -->  ...  <!-- end -->
     <!-- metrics headrace_ -->  ...  <!-- end -->
+    <!-- flags FIELDS -->  ...  <!-- end -->
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from typing import Any
 import msgspec
 from msgspec import inspect as types
 
+from headrace.cli import triton_tables
 from headrace.telemetry.metrics import Metrics
 from headrace.telemetry.prometheus import render
 
 HERE = Path(__file__).parent
 
-_REGION = re.compile(r"<!-- (settings|metrics) (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+_REGION = re.compile(r"<!-- (settings|metrics|flags) (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def regenerated(page: str) -> str:
@@ -35,6 +37,7 @@ def regenerated(page: str) -> str:
     makers: dict[str, Callable[[str], Iterator[str]]] = {
         "settings": settings_table,
         "metrics": metrics_table,
+        "flags": flags_table,
     }
 
     def replace(found: re.Match[str]) -> str:
@@ -70,6 +73,15 @@ def metrics_table(prefix: str) -> Iterator[str]:
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", page, re.MULTILINE):
         if name.startswith(prefix):
             yield f"| `{name}` | {kind} | {_cell(helps[name])} |"
+
+
+def flags_table(name: str) -> Iterator[str]:
+    """One of the tables of Triton's flags: what each sets, or why it does nothing."""
+    yield "| flag | |"
+    yield "|---|---|"
+    for flag, said in getattr(triton_tables, name).items():
+        about = said if isinstance(said, str) else f"`{said[0]}`" if name == "FIELDS" else said[1]
+        yield f"| `{flag}` | {_cell(about)} |"
 
 
 def _field_docstrings(struct: type) -> dict[str, str]:

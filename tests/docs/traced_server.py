@@ -77,7 +77,7 @@ async def main(folder: Path) -> None:
     config = Config(defaults=ModelConfig(runtime="onnxruntime"), cache_dir=str(folder / "cache"))
     app = Application(config)
     listener = listening_socket("127.0.0.1", 0)
-    await app.listen(listener)
+    await app.listen([listener])
     await app.load(scan([TinyBert().save(folder / "m")], config=config))
     loop = asyncio.get_running_loop()
     connection = socket.create_connection(listener.getsockname())

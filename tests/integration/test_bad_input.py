@@ -195,11 +195,17 @@ BODIES: dict[str, tuple[object, int, str, str]] = {
         "wrong_parameter",
         "true or false",
     ),
-    "an extension that is not there": (
-        ask() | {"parameters": {"sequence_id": 7}},
-        501,
-        "unsupported",
+    "a sequence that is none": (
+        ask() | {"parameters": {"sequence_id": 1.5}},
+        400,
+        "wrong_parameter",
         "sequence_id",
+    ),
+    "shared memory that nobody registered": (
+        ask(parameters={"shared_memory_region": "nowhere", "shared_memory_byte_size": 8}),
+        400,
+        "unknown_region",
+        "Unable to find shared memory region: 'nowhere'",
     ),
     "a model that is not there": (
         ("/v2/models/nobody/infer", ask()),
@@ -325,7 +331,8 @@ def test_nan_is_refused_where_the_configuration_says_so(folder: Path) -> None:
 HTTP: dict[str, tuple[bytes, int, str]] = {
     "not HTTP": (b"hello\r\n\r\n", 400, "malformed_http"),
     "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 100, 400, "malformed_http"),
-    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "unknown_version"),
+    "HTTP/2 in words": (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505, "unknown_version"),
+    "half of HTTP/2's preface": (b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", 505, "unknown_version"),
     "no Host": (b"GET / HTTP/1.1\r\n\r\n", 400, "malformed_http"),
     "length and chunks": (
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from headrace.testing import onnx_models
@@ -98,14 +99,52 @@ def test_a_refusal_arrives(client: http.client.HTTPConnection) -> None:
     assert client.getresponse().status == 413
 
 
-def test_http_1_1_is_what_is_offered(server: ServerProcess, trusting: ssl.SSLContext) -> None:
-    trusting.set_alpn_protocols(["h2", "http/1.1"])
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [(["h2", "http/1.1"], "h2"), (["http/1.1"], "http/1.1"), (["http/1.1", "h2"], "h2")],
+)
+def test_alpn(
+    server: ServerProcess, trusting: ssl.SSLContext, offered: list[str], chosen: str
+) -> None:
+    trusting.set_alpn_protocols(offered)
     with (
         socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as plain,
         trusting.wrap_socket(plain, server_hostname="127.0.0.1") as wrapped,
     ):
-        assert wrapped.selected_alpn_protocol() == "http/1.1"
+        assert wrapped.selected_alpn_protocol() == chosen
         assert wrapped.version() in ("TLSv1.2", "TLSv1.3")
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_http_2_over_tls(server: ServerProcess, folder: Path) -> None:
+    data = bytes(range(256)) * (LARGE // 256)
+    (folder / "body").write_bytes(data)
+    ran = subprocess.run(
+        [
+            *("curl", "--silent", "--show-error", "--max-time", "30", "--http2"),
+            *("--cacert", str(folder / "server.pem"), "--output", str(folder / "answer")),
+            *("--header", "Inference-Header-Content-Length: 0"),
+            *(
+                "--data-binary",
+                f"@{folder / 'body'}",
+                "--write-out",
+                "%{http_version} %{http_code}",
+            ),
+            f"{server.url}/v2/models/echo/infer",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stdout == "2 200", ran.stderr
+    assert (folder / "answer").read_bytes().endswith(data)
+
+
+def test_grpc_over_tls(server: ServerProcess, folder: Path) -> None:
+    trusted = grpc.ssl_channel_credentials((folder / "server.pem").read_bytes())
+    with grpc.secure_channel(f"127.0.0.1:{server.port}", trusted) as channel:
+        live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+        assert live(b"", timeout=TIMEOUT_S) == b"\x08\x01"
 
 
 def test_plain_http_on_the_tls_port_ends_and_disturbs_nobody(

@@ -10,23 +10,31 @@ import signal
 import socket
 import ssl
 from collections.abc import Sequence
-from typing import NoReturn
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from headrace import __version__
 from headrace.config import Config, TlsConfig
+from headrace.engine.catalog import UNLOADED
 from headrace.engine.engine import Engine
+from headrace.engine.limits import load_of
 from headrace.engine.models import ModelManager
 from headrace.engine.opening import Openings
 from headrace.errors import ConfigError, ModelLoadError
 from headrace.frontends.access import LoggedConnection
 from headrace.frontends.asgi_bridge import Application as Asgi
 from headrace.frontends.asgi_bridge import AsgiBridge, LateApplication
+from headrace.frontends.generate import GenerateRoute
+from headrace.frontends.grpc.call import Methods
 from headrace.frontends.http1 import Connection
+from headrace.frontends.http2.connection import Http2Connection
 from headrace.frontends.lane import Lane
 from headrace.frontends.openai import EmbeddingsRoute
 from headrace.frontends.router import Router
+from headrace.frontends.shared_memory import SharedMemory
 from headrace.frontends.v1_predict import PredictRoute
 from headrace.frontends.v2_infer import InferRoute
 from headrace.loading import cache_folder
@@ -34,9 +42,15 @@ from headrace.machine import usable_cores
 from headrace.repository.layout import ScanResult
 from headrace.server.group import Group
 from headrace.server.sockets import BACKLOG
+from headrace.telemetry.gpu import GpuReader
 from headrace.telemetry.logs import access_log
 from headrace.telemetry.metrics import Metrics
-from headrace.telemetry.prometheus import render
+from headrace.telemetry.prometheus import RenderOptions, TritonOptions, render
+
+if TYPE_CHECKING:
+    from headrace.frontends.grpc.grpcio_server import GrpcioServer
+    from headrace.server.control import ServerControl
+    from headrace.telemetry.trace import Tracing
 
 _LOG = logging.getLogger("headrace.server")
 
@@ -56,7 +70,14 @@ def _settle() -> None:
 class Application:
     """Everything of one process, from the listening socket to the instances."""
 
-    def __init__(self, config: Config, *, group: Group | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        group: Group | None = None,
+        paths: Sequence[Path] = (),
+        name: str = "",
+    ) -> None:
         server = config.server
         np.seterr(over="raise")  # a number too large for its datatype is the client's error
         self._config = config
@@ -65,45 +86,97 @@ class Application:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._loaded = False
-        self.metrics = Metrics(version=__version__)
+        self.metrics = Metrics(version=__version__, gpus=GpuReader())
         cores = usable_cores()
         wanted = [model.instances for model in (config.defaults, *config.models.values())]
         self.engine = Engine(
             instances=max(cores, *wanted),
+            response_cache_bytes=config.server.response_cache_bytes,
             preprocess_threads=server.preprocess_threads or cores,
             instrument=self.metrics,
         )
         self.manager = ModelManager(
-            self.engine, cache_dir=cache_folder(config, os.environ), instrument=self.metrics
+            self.engine,
+            cache_dir=cache_folder(config, os.environ),
+            instrument=self.metrics,
+            workers=server.workers,
         )
+        self._paths, self._name = tuple(paths), name
+        self.shared_memory = SharedMemory()
         self._rest = LateApplication(self._build_rest)
         router = Router(
-            InferRoute(self.engine),
+            InferRoute(self.engine, self.shared_memory),
             EmbeddingsRoute(self.engine),
             PredictRoute(self.engine),
+            GenerateRoute(self.engine),
             AsgiBridge(self._rest, scheme="https" if server.tls else "http"),
         )
-        self.lane = Lane(router.handle, limits=server.limits, counters=self.metrics.http)
-        self._server: asyncio.Server | None = None
+        self.lane = Lane(
+            router.handle,
+            limits=server.limits,
+            http2_limits=server.http2,
+            counters=self.metrics.http,
+        )
+        self._servers: list[asyncio.Server] = []
+        self._grpcio: GrpcioServer | None = None
+
+    @cached_property
+    def control(self) -> ServerControl:
+        """Commands to this process, and to all of its group. Made while models are loaded."""
+        from headrace.server.control import ServerControl
+        from headrace.server.live import LiveRepository
+        from headrace.telemetry.log_settings import LogControl
+        from headrace.telemetry.trace import Tracing
+
+        server, group = self._config.server, self._group
+        return ServerControl(
+            server,
+            catalog=self.engine.catalog,
+            repository=LiveRepository(
+                self.manager,
+                self.engine.catalog,
+                paths=self._paths,
+                config=self._config,
+                drain_s=server.drain_timeout_s,
+                given_name=self._name,
+            ),
+            tracing=Tracing(
+                server.trace,
+                watch=self._watch_requests,
+                first_id=1 if group is None else group.seat.index + 1,
+                step=server.workers,
+            ),
+            log=LogControl(server.log_file),
+            regions=self.shared_memory,
+            snapshots=self._snapshots,
+            seat=None if group is None else group.seat,
+        )
 
     def is_ready(self) -> bool:
-        """Loading is over, something can be served, and the end has not begun."""
-        catalog = self.engine.catalog
-        return (
-            self._loaded
-            and not self._stopping.is_set()
-            and any(status.state == "READY" for status in catalog.statuses())
-        )
+        """Loading is over, something can be served, and the end has not begun.
 
-    async def listen(self, listener: socket.socket) -> None:
-        """Answers on ``listener`` from now on; liveness at once, readiness after loading."""
+        Where models come and go by command, a server without one is ready for the command.
+        """
+        if not self._loaded or self._stopping.is_set():
+            return False
+        server = self._config.server
+        statuses = [s for s in self.engine.catalog.statuses() if s.reason != UNLOADED]
+        if server.strict_readiness and any(s.state == "UNAVAILABLE" for s in statuses):
+            return False
+        return server.model_control != "none" or any(s.state == "READY" for s in statuses)
+
+    async def listen(self, listeners: Sequence[socket.socket]) -> None:
+        """Answers on ``listeners`` from now on; liveness at once, readiness after loading."""
         log = access_log()
-        self._server = await self._loop.create_server(
-            lambda: Connection(self.lane) if log is None else LoggedConnection(self.lane, log),
-            sock=listener,
-            ssl=self._tls,
-            backlog=BACKLOG,  # listens again, and its own default is 100
-        )
+        self.lane.http2 = lambda: Http2Connection(self.lane, log)
+        for listener in listeners:
+            server = await self._loop.create_server(
+                lambda: Connection(self.lane) if log is None else LoggedConnection(self.lane, log),
+                sock=listener,
+                ssl=self._tls,
+                backlog=BACKLOG,  # listens again, and its own default is 100
+            )
+            self._servers.append(server)
 
     async def load(self, found: ScanResult, openings: Openings | None = None) -> None:
         """Loads what the repository found, some of it perhaps being opened already.
@@ -116,13 +189,19 @@ class Application:
             catalog.set_status(problem.name, problem.version, "UNAVAILABLE", problem.reason)
             _LOG.error("model %s is left out: %s", problem.name, problem.reason)
         # Loading a model is mostly reading a file: time to import what is not hot.
-        building = asyncio.ensure_future(asyncio.to_thread(self._rest.get))
+        building = asyncio.ensure_future(asyncio.to_thread(self._build_cold))
         errors = await self.manager.load_all(found.models, openings)
         await building
-        if len(errors) == len(found.models):
+        server = self._config.server
+        broken = errors or [problem.error for problem in found.problems]
+        if broken and server.exit_on_error:
+            raise broken[0]
+        if len(errors) == len(found.models) and server.model_control == "none":
             raise errors[0] if errors else ModelLoadError(_nothing_found(found))
         for error in errors:
             _LOG.error("%s", error.message)
+        if server.grpc_server == "grpcio":
+            await self._start_grpcio()
         self._loaded = True
         self._loop.call_later(_SETTLED_S, _settle)
 
@@ -150,28 +229,63 @@ class Application:
         await self._stopping.wait()
         server = self._config.server
         await asyncio.sleep(server.readiness_grace_s)
-        if self._server is not None:
-            self._server.close()
+        for listening in self._servers:
+            listening.close()
+        if self._grpcio is not None:
+            await self._grpcio.stop(server.drain_timeout_s)
         # The engine after the lane: what has begun to arrive is still taken.
         served = await self.lane.drain(server.drain_timeout_s)
         return served and await self.engine.drain(server.drain_timeout_s)
 
     async def close(self) -> None:
         """Gives everything back, at once."""
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
+        if self._grpcio is not None:
+            await self._grpcio.stop(0)
         self.lane.abort()
         self.engine.close()
+        await self.control.close()
         await self.manager.close()
 
     def snapshot(self) -> bytes:
         """This process's counters, for its siblings."""
         statistics = self.engine.statistics()
         for served in self.engine.catalog.served():
-            model = statistics.models[served.number]
-            waiting = model.waiting + served.preparing
-            self.metrics.queue_changed(served.name, served.version, waiting, model.running)
+            waiting, running = load_of(served, statistics)
+            self.metrics.queue_changed(served.name, served.version, waiting, running)
         return self.metrics.snapshot()
+
+    def _build_cold(self) -> None:
+        """What is not needed before the first request, and takes time to import."""
+        self._rest.get()
+        self.lane.grpc = self._build_grpc()
+
+    def _build_grpc(self) -> Methods:
+        from headrace.frontends.codecs.v2_proto import RequestDecoder, ResponseEncoder
+        from headrace.frontends.grpc.infer import InferMethods
+        from headrace.frontends.grpc.service import InferenceService
+        from headrace.frontends.grpc.standard import standard_methods
+        from headrace.frontends.rest import EXTENSIONS
+
+        infer = InferMethods(
+            self.engine, RequestDecoder(self.shared_memory), ResponseEncoder(self.shared_memory)
+        )
+        service = InferenceService(
+            infer,
+            self.engine.catalog,
+            lambda: self.control,
+            version=__version__,
+            extensions=EXTENSIONS,
+            is_ready=self.is_ready,
+        )
+        return {**service.methods(), **standard_methods(self.is_ready)}
+
+    async def _start_grpcio(self) -> None:
+        from headrace.frontends.grpc.grpcio_server import GrpcioServer
+
+        self._grpcio = GrpcioServer(self.lane.grpc, self._config.server)
+        await self._grpcio.start()
 
     def _build_rest(self) -> Asgi:
         from headrace.frontends.rest import create_app
@@ -182,22 +296,44 @@ class Application:
             metrics=self._metrics_page,
             is_live=lambda: True,
             is_ready=self.is_ready,
+            control=self.control,
         )
 
-    async def _metrics_page(self) -> bytes:
+    def _watch_requests(self, tracing: Tracing | None) -> None:
+        """Traces cost nothing unless somebody wants them."""
+        from headrace.telemetry.trace import Tracer
+
+        metrics = self.metrics
+        self.engine.watch_with(metrics if tracing is None else Tracer(tracing, metrics))
+
+    async def _snapshots(self) -> list[bytes]:
         snapshot = self.snapshot()
-        snapshots = [snapshot] if self._group is None else await self._group.snapshots(snapshot)
-        return render(snapshots)
+        return [snapshot] if self._group is None else await self._group.snapshots(snapshot)
+
+    async def _metrics_page(self) -> bytes:
+        server = self._config.server
+        triton = TritonOptions(
+            histogram_latencies=server.metrics_histograms,
+            summary_latencies=server.metrics_summaries,
+            tags={
+                (served.name, served.version): served.config.metric_tags
+                for served in self.engine.catalog.served()
+                if served.config.metric_tags
+            },
+        )
+        return render(await self._snapshots(), RenderOptions(triton=triton))
 
 
 async def serve(
     config: Config,
     found: ScanResult,
-    listener: socket.socket,
+    listeners: Sequence[socket.socket],
     *,
     group: Group | None = None,
     openings: Openings | None = None,
     announce: Sequence[str] = (),
+    paths: Sequence[Path] = (),
+    name: str = "",
 ) -> int:
     """One server process, from start to end.
 
@@ -211,18 +347,20 @@ async def serve(
     Raises:
         HeadraceError: it could not start.
     """
-    app = Application(config, group=group)
+    app = Application(config, group=group, paths=paths, name=name)
     signals = _Signals(app)
     try:
         if group is None:
-            await app.listen(listener)
+            await app.listen(listeners)
         else:
             group.follow(app.stop)
         loaded = await app.load_unless_stopped(found, openings)
+        if loaded:
+            await app.control.start()
         if loaded and group is not None:
             # Siblings answer on the same port: no connection should come here before it can
             # be served.
-            await app.listen(listener)
+            await app.listen(listeners)
             await group.join(app.snapshot)
         for line in announce if loaded else ():
             _LOG.info("%s", line)
@@ -272,7 +410,7 @@ def tls_context(tls: TlsConfig) -> ssl.SSLContext:
         ConfigError: a file is missing, no PEM, or key and certificate do not match.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols(["h2", "http/1.1"])
     try:
         context.load_cert_chain(tls.certificate, tls.key)
     except (OSError, ssl.SSLError) as error:

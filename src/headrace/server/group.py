@@ -22,7 +22,7 @@ class Group:
     """Says that this worker is ready, adds up the siblings' counters, follows the supervisor."""
 
     def __init__(self, seat: Seat) -> None:
-        self._seat = seat
+        self.seat = seat
         self.link = SupervisorLink(seat)
         predecessor = read_snapshot(seat.snapshot_path) if seat.generation else None
         self._inherited = [] if predecessor is None else [_counters(predecessor)]
@@ -36,8 +36,8 @@ class Group:
         def with_inheritance() -> bytes:
             return encode(merge([snapshot(), *self._inherited]))
 
-        self._kept = KeptSnapshot(self._seat.snapshot_path, with_inheritance)
-        self._server = await serve_snapshot(self._seat.socket_path, self._kept.take)
+        self._kept = KeptSnapshot(self.seat.snapshot_path, with_inheritance)
+        self._server = await serve_snapshot(self.seat.socket_path, self._kept.take)
         self._tasks.append(asyncio.create_task(self._kept.keep()))
         self.link.ready()
 
@@ -52,7 +52,7 @@ class Group:
 
     async def snapshots(self, own: bytes) -> list[bytes]:
         """Everybody's counters; ``own`` are this worker's if it has not joined yet."""
-        siblings = [path for path in self._seat.peer_paths if path != self._seat.socket_path]
+        siblings = [path for path in self.seat.peer_paths if path != self.seat.socket_path]
         mine = [own, *self._inherited] if self._kept is None else [await self._kept.take()]
         return [*mine, *await collect(siblings, _PEER_TIMEOUT_S, of_the_dead=_counters)]
 

@@ -12,10 +12,10 @@ import uvloop
 from headrace.config import Config
 from headrace.errors import HeadraceError
 from headrace.repository.layout import scan
+from headrace.server import ports
 from headrace.server.app import serve
 from headrace.server.group import Group
 from headrace.server.link import Seat
-from headrace.server.sockets import bound_socket
 from headrace.telemetry import logs
 
 
@@ -43,6 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     seat = Seat.decode(arguments[0])
     spec = msgspec.json.decode(arguments[1], type=WorkerSpec)
     logs.configure(level=spec.log_level, format=spec.log_format, access=spec.access_log)
+    if spec.config.server.log_file:
+        logs.log_to(spec.config.server.log_file)
     return uvloop.run(_run(seat, spec))
 
 
@@ -50,9 +52,10 @@ async def _run(seat: Seat, spec: WorkerSpec) -> int:
     group = Group(seat)
     try:
         server = spec.config.server
-        found = scan([Path(path) for path in spec.paths], config=spec.config, name=spec.name)
-        listener = bound_socket(server.host, server.port, shared=True)
-        return await serve(spec.config, found, listener, group=group)
+        paths = [Path(path) for path in spec.paths]
+        found = scan(paths, config=spec.config, name=spec.name)
+        listeners = ports.bind(server)
+        return await serve(spec.config, found, listeners, group=group, paths=paths, name=spec.name)
     except Exception as error:
         # The supervisor shows the reason once for all workers.
         group.link.failed(error)

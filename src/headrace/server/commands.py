@@ -1,0 +1,96 @@
+"""What a running server can be told, as values that travel between its workers.
+
+A :class:`Journal` is all that was told so far, without what a later command has made
+meaningless: a worker that starts later catches up by carrying it out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class LoadModel(msgspec.Struct, frozen=True, tag="load"):
+    """Load a model, or load it again. ``config``: JSON text laid over its configuration.
+
+    ``files``: contents that stand for files of its folder, by path inside it.
+    """
+
+    model: str
+    config: str | None = None
+    files: dict[str, bytes] = {}
+
+
+class UnloadModel(msgspec.Struct, frozen=True, tag="unload"):
+    """Unload every version; ``dependents``: of an ensemble's steps too."""
+
+    model: str
+    dependents: bool = False
+
+
+class ChangeTrace(msgspec.Struct, frozen=True, tag="trace"):
+    """Settings of ``telemetry.trace``, of the server where ``model`` is ""."""
+
+    model: str
+    update: dict[str, Any]
+
+
+class ChangeLog(msgspec.Struct, frozen=True, tag="log"):
+    """Settings of ``telemetry.log_settings``."""
+
+    update: dict[str, Any]
+
+
+class RegisterRegion(msgspec.Struct, frozen=True, tag="register"):
+    """Map ``/dev/shm/<key>`` under the name ``region``."""
+
+    region: str
+    key: str
+    offset: int
+    byte_size: int
+
+
+class UnregisterRegion(msgspec.Struct, frozen=True, tag="unregister"):
+    """Forget a region, or all of them where ``region`` is ""."""
+
+    region: str = ""
+
+
+Command = LoadModel | UnloadModel | ChangeTrace | ChangeLog | RegisterRegion | UnregisterRegion
+
+encode = msgspec.msgpack.Encoder().encode
+decode: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+
+
+class Journal(msgspec.Struct):
+    """See the module. In the order in which things were told."""
+
+    commands: list[Command] = msgspec.field(default_factory=list)
+
+    def record(self, command: Command) -> None:
+        """Adds what was carried out everywhere."""
+        if isinstance(command, ChangeTrace | ChangeLog):
+            command = self._merged(command)
+        self.commands = [old for old in self.commands if not _supersedes(command, old)]
+        if not isinstance(command, UnregisterRegion):  # nothing is registered at a start
+            self.commands.append(command)
+
+    def _merged(self, command: ChangeTrace | ChangeLog) -> ChangeTrace | ChangeLog:
+        """Settings add up, unless a model's are all taken back."""
+        if not command.update:
+            return command
+        for old in self.commands:
+            if isinstance(old, ChangeTrace | ChangeLog) and _supersedes(command, old):
+                return msgspec.structs.replace(command, update=old.update | command.update)
+        return command
+
+
+def _supersedes(new: Command, old: Command) -> bool:
+    if isinstance(new, LoadModel | UnloadModel):
+        return isinstance(old, LoadModel | UnloadModel) and old.model == new.model
+    if isinstance(new, ChangeTrace):
+        return isinstance(old, ChangeTrace) and old.model == new.model
+    if isinstance(new, ChangeLog):
+        return isinstance(old, ChangeLog)
+    return isinstance(old, RegisterRegion) and new.region in ("", old.region)

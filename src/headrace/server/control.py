@@ -1,0 +1,235 @@
+"""Controls a running server: what the protocols' extensions ask for, done in every worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from headrace.config import ServerConfig
+from headrace.engine.catalog import Catalog
+from headrace.errors import InvalidRequest, ModelNotFound
+from headrace.frontends.control import Parameter
+from headrace.server.commands import (
+    ChangeLog,
+    ChangeTrace,
+    Command,
+    LoadModel,
+    RegisterRegion,
+    UnloadModel,
+    UnregisterRegion,
+)
+from headrace.server.fellows import Alone, Fellows
+from headrace.server.link import Seat
+from headrace.server.live import LiveRepository, control_refused
+from headrace.telemetry.log_settings import LogControl
+from headrace.telemetry.snapshot import ModelCounters, merge
+from headrace.telemetry.statistics import model_statistics
+from headrace.telemetry.trace import Tracing
+from headrace.types import ModelVersionStatus
+
+_FILE = "file:"
+
+
+class Regions(Protocol):
+    """Shared memory that clients registered in this process."""
+
+    def register(self, name: str, *, key: str, offset: int, byte_size: int) -> None:
+        """Maps it."""
+        ...
+
+    def unregister(self, name: str = "") -> None:
+        """Forgets one, or all."""
+        ...
+
+    def status(self, name: str = "") -> list[dict[str, Any]]:
+        """What is registered."""
+        ...
+
+
+class ServerControl:
+    """``frontends.control.Control`` for one process or one of several.
+
+    Args:
+        snapshots: the counters of every worker.
+        seat: this worker's place; None: it is alone.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        catalog: Catalog,
+        repository: LiveRepository,
+        tracing: Tracing,
+        log: LogControl,
+        regions: Regions,
+        snapshots: Callable[[], Awaitable[Sequence[bytes]]],
+        seat: Seat | None = None,
+    ) -> None:
+        self._config = config
+        self._catalog = catalog
+        self._repository = repository
+        self._tracing = tracing
+        self._log = log
+        self._regions = regions
+        self._snapshots = snapshots
+        self._fellows: Alone | Fellows = (
+            Alone(self._carry_out) if seat is None else Fellows(seat, self._carry_out)
+        )
+        self._poll: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """After loading, before requests: catches up with the other workers."""
+        if self._config.model_control != "none":
+            await self._repository.remember()
+        await self._fellows.join()
+        if self._config.model_control == "poll":
+            self._poll = asyncio.create_task(self._repository.poll(self._config.repository_poll_s))
+
+    async def close(self) -> None:
+        """Listens no more, and writes the traces that are left."""
+        await self._fellows.leave()
+        if self._poll is not None:
+            self._poll.cancel()
+        await self._repository.close()
+        await asyncio.to_thread(self._tracing.close)
+
+    # -- model repository --------------------------------------------------------------------
+
+    def index(self, *, ready_only: bool = False) -> Sequence[ModelVersionStatus]:
+        """Every version known, and models of the repository that are not loaded."""
+        return self._repository.index(ready_only=ready_only)
+
+    async def load(self, model: str, parameters: Mapping[str, Parameter]) -> None:
+        """(Re)loads a model; ``config`` is JSON text, ``file:<path>`` the bytes of a file.
+
+        Raises:
+            InvalidRequest: no such model, a wrong parameter, or it cannot be loaded.
+            ModelNotReady: models are not loaded by hand here.
+        """
+        self._check_allowed()
+        config: str | None = None
+        files: dict[str, bytes] = {}
+        for name, value in parameters.items():
+            if name == "config":
+                if not isinstance(value, str):
+                    raise InvalidRequest("parameter 'config' must be a string of JSON")
+                config = value
+            elif name.startswith(_FILE):
+                if not isinstance(value, bytes):
+                    raise InvalidRequest(f"parameter '{name}' must be the bytes of a file")
+                files[name.removeprefix(_FILE)] = value
+            else:
+                raise InvalidRequest(
+                    f"unrecognized load parameter '{name}'",
+                    hint="the parameters are 'config' and 'file:<path>'",
+                )
+        await self._tell_all(LoadModel(model, config, files))
+
+    async def unload(self, model: str, *, dependents: bool = False) -> None:
+        """Unloads every version; ``dependents``: of an ensemble's steps as well.
+
+        Raises:
+            ModelNotReady: models are not unloaded by hand here.
+        """
+        self._check_allowed()
+        await self._tell_all(UnloadModel(model, dependents))
+
+    def _check_allowed(self) -> None:
+        if self._config.model_control != "explicit":
+            raise control_refused()
+
+    # -- statistics --------------------------------------------------------------------------
+
+    async def statistics(self, model: str = "", version: str = "") -> dict[str, Any]:
+        """``{"model_stats": [...]}`` of what is served now, all workers added up.
+
+        Raises:
+            ModelNotFound, ModelNotReady: one was named that does not serve.
+        """
+        if model:
+            self._catalog.resolve(model, version)
+        counted = {
+            (each.model, each.version): each for each in merge(await self._snapshots()).models
+        }
+        served = [
+            each
+            for each in self._catalog.served()
+            if model in ("", each.name) and version in ("", each.version)
+        ]
+        served.sort(key=lambda each: (each.name, len(each.version), each.version))
+        return {
+            "model_stats": [
+                model_statistics(
+                    counted.get((each.name, each.version)) or ModelCounters(each.name, each.version)
+                )
+                for each in served
+            ]
+        }
+
+    # -- settings ----------------------------------------------------------------------------
+
+    async def trace_setting(
+        self, model: str = "", update: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Changes what ``update`` names (None: back to the default); all settings after that.
+
+        Raises:
+            ModelNotFound: there is no such model.
+            InvalidRequest, Unsupported: a setting that is not known, or cannot be.
+        """
+        if model and all(status.name != model for status in self._catalog.statuses()):
+            raise ModelNotFound(f"Request for unknown model : {model}", model=model)
+        if update is not None:
+            await self._tell_all(ChangeTrace(model, dict(update)))
+        return self._tracing.body(model)
+
+    async def log_settings(self, update: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The same for the server's log. Raises InvalidRequest, Unsupported."""
+        if update:
+            await self._tell_all(ChangeLog(dict(update)))
+        return self._log.body()
+
+    # -- shared memory -----------------------------------------------------------------------
+
+    def shared_memory(self, region: str = "") -> list[dict[str, Any]]:
+        """``{"name", "key", "offset", "byte_size"}`` of one region, or of all."""
+        return self._regions.status(region)
+
+    async def register_shared_memory(
+        self, region: str, *, key: str, offset: int, byte_size: int
+    ) -> None:
+        """Maps ``/dev/shm/<key>`` in every worker."""
+        await self._tell_all(RegisterRegion(region, key, offset, byte_size))
+
+    async def unregister_shared_memory(self, region: str = "") -> None:
+        """One region, or all of them."""
+        await self._tell_all(UnregisterRegion(region))
+
+    # -- carried out here, for whichever worker was asked ---------------------------------------
+
+    async def _tell_all(self, command: Command) -> None:
+        # Shielded: a client that leaves must not leave half of the workers told.
+        task = asyncio.ensure_future(self._fellows.tell_all(command))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(task)
+
+    async def _carry_out(self, command: Command) -> None:
+        match command:
+            case LoadModel(model, config, files):
+                await self._repository.load(model, config, files)
+            case UnloadModel(model, dependents):
+                await self._repository.unload(model, dependents=dependents)
+            case ChangeTrace(model, update):
+                self._tracing.update(model, update)
+            case ChangeLog(update):
+                self._log.update(update)
+            case RegisterRegion(region, key, offset, byte_size):
+                self._regions.register(region, key=key, offset=offset, byte_size=byte_size)
+            case UnregisterRegion(region):
+                self._regions.unregister(region)
+            case _:
+                raise InvalidRequest(f"unknown command {msgspec.to_builtins(command)}")

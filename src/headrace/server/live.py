@@ -1,0 +1,301 @@
+"""The model repository while the server runs: load, unload, and looking again.
+
+What a model's folder says now replaces what is served of it, all of it or nothing: a version
+that cannot be loaded leaves the ones before it where they are. Commands for one model come one
+after another, those for different models side by side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from headrace.config import Config
+from headrace.engine.catalog import Catalog
+from headrace.engine.models import ModelManager
+from headrace.errors import (
+    HeadraceError,
+    InvalidRequest,
+    ModelNotFound,
+    ModelNotReady,
+    OperatorError,
+)
+from headrace.repository.base import ScanResult
+from headrace.repository.control import discard, list_models, scan_model
+from headrace.repository.folders import check_name
+from headrace.types import ModelVersionStatus
+
+_LOG = logging.getLogger("headrace.server")
+
+_UNLOAD_WAIT_S = 1.0
+"""An answer to ``unload`` waits so long for the last requests; the rest is done behind it, as
+no request that comes after it reaches the model in any case."""
+
+_WATCHED_MAX = 100_000
+"""Files of one model whose times are compared; more are not looked at."""
+
+Override = tuple[str | None, Mapping[str, bytes]]
+"""Configuration as JSON text, and contents of files, that were sent with ``load``."""
+
+
+class LiveRepository:
+    """The models behind ``paths``.
+
+    Args:
+        paths: files, model folders and repositories, as the server was started with them.
+        drain_s: how long requests of a model that leaves may still wait.
+        given_name: what the server was told to call its one model.
+    """
+
+    def __init__(
+        self,
+        manager: ModelManager,
+        catalog: Catalog,
+        *,
+        paths: Sequence[Path],
+        config: Config,
+        drain_s: float,
+        given_name: str = "",
+    ) -> None:
+        self._manager = manager
+        self._catalog = catalog
+        self._paths = tuple(paths)
+        self._config = config
+        self._drain_s = drain_s
+        # Of names that somebody is busy with, so that made-up ones do not pile up.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._given_name = given_name
+        self._marks: dict[str, tuple[object, Override]] = {}
+        self._sent: dict[str, ScanResult] = {}  # models whose files came with the command
+        self._discarding: set[asyncio.Task[None]] = set()
+        self._listed: set[str] = set()
+
+    def index(self, *, ready_only: bool) -> list[ModelVersionStatus]:
+        """Every version that is or was served, and the models that were never loaded."""
+        statuses = self._catalog.statuses()
+        if ready_only:
+            return [status for status in statuses if status.state == "READY"]
+        known = {status.name for status in statuses}
+        try:
+            names = [name for name in list_models(self._paths) if name not in known]
+        except (OperatorError, OSError) as error:
+            _LOG.warning("the repository cannot be listed: %s", error)
+            names = []
+        never = [ModelVersionStatus(name, "", "UNAVAILABLE") for name in names]
+        return sorted([*statuses, *never], key=lambda status: status.name)
+
+    async def load(
+        self, name: str, config: str | None = None, files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Loads what the repository has under ``name``, or loads it again.
+
+        An ensemble's steps are loaded before it. What is served already, and is on disk as it
+        was, is left alone.
+
+        Raises:
+            InvalidRequest: there is no such model, or it cannot be loaded.
+        """
+        try:
+            check_name(name, Path(name))
+        except OperatorError as error:
+            raise _unknown(name) from error
+        await self._load(name, (config, files or {}), ())
+
+    async def _load(self, name: str, override: Override, above: tuple[str, ...]) -> None:
+        async with self._lock(name):
+            mark = await asyncio.to_thread(_marks_of, self._paths, name)
+            if self._is_current(name, (mark, override)):
+                return
+            found = await self._scan(name, override)
+            for note in found.notes:
+                _LOG.warning("%s", note)
+            for step in {s.model for source in found.models for s in source.config.ensemble}:
+                if step in above or step == name:
+                    continue
+                if not any(served.name == step for served in self._catalog.served()):
+                    await self._load(step, (None, {}), (*above, name))
+            try:
+                leaving = await self._manager.replace(found.models, drain_s=self._drain_s)
+            except HeadraceError as error:
+                await asyncio.to_thread(discard, found)
+                versions = ",".join(sorted({source.version for source in found.models}))
+                raise _refused(name, versions, error) from error
+            self._catalog.forget_failures(name)
+            for problem in found.problems:
+                self._note(problem.name, problem.version, problem.reason)
+            self._marks[name] = mark, override
+            self._discard_after(name, leaving)
+            if override[1]:
+                self._sent[name] = found
+
+    def _discard_after(self, name: str, leaving: Sequence[asyncio.Task[None]]) -> None:
+        """The files that came with a model go when it is gone."""
+        found = self._sent.pop(name, None)
+        if found is None:
+            return
+
+        async def discard_it() -> None:
+            if leaving:
+                await asyncio.wait(leaving)
+            await asyncio.to_thread(discard, found)
+
+        task = asyncio.create_task(discard_it())
+        self._discarding.add(task)
+        task.add_done_callback(self._discarding.discard)
+
+    async def close(self) -> None:
+        """Deletes the files that came with commands; what is in memory of them stays so."""
+        for name in tuple(self._sent):
+            self._discard_after(name, ())
+        if self._discarding:
+            await asyncio.wait(self._discarding)
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
+        return lock
+
+    async def _scan(self, name: str, override: Override) -> ScanResult:
+        config, files = override
+        try:
+            found = await asyncio.to_thread(
+                scan_model,
+                self._paths,
+                name,
+                config=self._config,
+                override=config,
+                files=files,
+                given_name=self._given_name,
+            )
+        except ModelNotFound as error:
+            raise _unknown(name) from error
+        except OperatorError as error:
+            self._note(name, "", error.message)
+            raise _refused(name, "", error) from error
+        if not found.models:
+            await asyncio.to_thread(discard, found)
+            if found.problems:
+                problem = found.problems[0]
+                self._note(name, problem.version, problem.reason)
+                raise _refused(name, problem.version, problem.error)
+            raise _unknown(name)
+        return found
+
+    def _is_current(self, name: str, mark: tuple[object, Override]) -> bool:
+        served = any(each.name == name for each in self._catalog.served())
+        return served and self._marks.get(name) == mark
+
+    def _note(self, name: str, version: str, reason: str) -> None:
+        """What the index says of a version that is not served."""
+        serves = any(each.name == name for each in self._catalog.served())
+        if not (self._catalog.is_routed(name, version) if version else serves):
+            self._catalog.set_status(name, version, "UNAVAILABLE", reason)
+
+    async def unload(self, name: str, *, dependents: bool = False) -> None:
+        """Unloads every version; ``dependents``: of an ensemble's steps as well.
+
+        A model that is not served is left as it is, as Triton does.
+        """
+        names = {name}
+        async with self._lock(name):  # what is being loaded is loaded first
+            if dependents:
+                for served in self._catalog.served():
+                    if served.name == name:
+                        names.update(step.model for step in served.config.ensemble)
+            leaving = [
+                self._manager.retire(served, drain_s=self._drain_s)
+                for served in self._catalog.served()
+                if served.name in names
+            ]
+            for each in names:
+                self._marks.pop(each, None)
+                self._discard_after(each, leaving)
+        if leaving:
+            await asyncio.wait(leaving, timeout=_UNLOAD_WAIT_S)
+
+    async def remember(self) -> None:
+        """Takes the repository as it is for what is served, as it is after the start."""
+        self._listed = set(await asyncio.to_thread(list_models, self._paths))
+        for name in {served.name for served in self._catalog.served()} | self._listed:
+            mark = await asyncio.to_thread(_marks_of, self._paths, name)
+            self._marks.setdefault(name, (mark, (None, {})))
+
+    async def poll(self, every_s: float) -> None:
+        """Keeps what is served like what is there; until cancelled."""
+        failed: dict[str, object] = {}
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                await self._look(failed)
+            except (HeadraceError, OSError) as error:
+                _LOG.warning("looking at the repository failed: %s", error)
+
+    async def _look(self, failed: dict[str, object]) -> None:
+        names = await asyncio.to_thread(list_models, self._paths)
+        for name in names:
+            mark = await asyncio.to_thread(_marks_of, self._paths, name)
+            known, override = self._marks.get(name, (None, (None, {})))
+            if mark == known or mark == failed.get(name):
+                continue
+            try:
+                await self.load(name, *override)
+                failed.pop(name, None)
+            except HeadraceError as error:
+                failed[name] = mark  # told once, and tried again when it has changed
+                _LOG.error("%s", error.message)
+        for name in self._listed - set(names):  # a file that was given by itself never is in it
+            _LOG.info("model %s is gone from the repository", name)
+            await self.unload(name)
+        self._listed = set(names)
+
+
+def _unknown(name: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"failed to load '{name}', failed to poll from model repository",
+        code="model_not_found",
+        model=name,
+    )
+
+
+def _refused(name: str, versions: str, error: HeadraceError) -> InvalidRequest:
+    reason = f"{error.message} ({error.hint})" if error.hint else error.message
+    version = f"version {versions} is at UNAVAILABLE state: " if versions else ""
+    return InvalidRequest(
+        f"load failed for model '{name}': {version}{reason}", code="load_failed", model=name
+    )
+
+
+def control_refused() -> ModelNotReady:
+    """With ``model_control`` none or poll."""
+    return ModelNotReady(
+        "explicit model load / unload is not allowed if polling is enabled",
+        code="model_control",
+        hint="start the server with --model-control-mode=explicit",
+    )
+
+
+def _marks_of(paths: Sequence[Path], name: str) -> tuple[object, ...]:
+    """Something that changes when a file of the model does: times and sizes, not contents."""
+    marks: list[object] = []
+    for path in paths:
+        folder = path / name
+        for root, folders, files in os.walk(folder if folder.is_dir() else path):
+            # What running a model leaves behind is no change of it.
+            folders[:] = sorted(each for each in folders if each != "__pycache__")
+            for file in sorted(files):
+                try:
+                    status = (Path(root) / file).stat()
+                except OSError:
+                    continue  # gone since, or a link to nothing
+                marks.append((root, file, status.st_mtime_ns, status.st_size, status.st_ino))
+                if len(marks) >= _WATCHED_MAX:
+                    return tuple(marks)
+        if path.is_file():
+            status = path.stat()
+            marks.append((str(path), status.st_mtime_ns, status.st_size, status.st_ino))
+    return tuple(marks)

@@ -1,0 +1,89 @@
+"""Which ports a server listens on: one for everything, and further ones where they are wanted.
+
+Every port answers everything, HTTP/1.1 and HTTP/2 and gRPC: which one it is, the first bytes of a
+connection say. A port of its own for gRPC or for metrics is for clients and scrapers that
+expect one, as Triton's do.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+
+import msgspec
+
+from headrace.config import ServerConfig
+from headrace.errors import ConfigError
+from headrace.server.sockets import bound_socket, listening_socket, reserve_port
+
+
+def fields_of(server: ServerConfig) -> tuple[str, ...]:
+    """The fields with a port that our own lanes listen on, the main one first.
+
+    Raises:
+        ConfigError: grpcio's server is to be used, and there is no port for it.
+    """
+    fields = ["port"]
+    if server.grpc_server == "grpcio":
+        if server.grpc_port is None:
+            raise ConfigError(
+                "grpcio's server needs a port of its own",
+                hint="--grpc-port 8001 --grpc-server grpcio",
+                field="server.grpc_port",
+            )
+    elif server.grpc_port is not None:
+        fields.append("grpc_port")
+    if server.metrics_port is not None:
+        fields.append("metrics_port")
+    return tuple(fields)
+
+
+def listen(server: ServerConfig) -> tuple[list[socket.socket], ServerConfig]:
+    """Sockets that listen, and the configuration with the ports they have.
+
+    Raises:
+        AddressInUse, ConfigError: one cannot be had; none is kept then.
+    """
+    with ExitStack() as undo:
+        listeners = []
+        for field in fields_of(server):
+            listener = listening_socket(server.host, getattr(server, field))
+            undo.callback(listener.close)
+            listeners.append(listener)
+        undo.pop_all()
+    return listeners, _with_ports(server, listeners)
+
+
+def reserve(server: ServerConfig) -> tuple[list[socket.socket], ServerConfig]:
+    """Holds the ports for workers that will share them. As :func:`listen`."""
+    with ExitStack() as undo:
+        held = []
+        for field in fields_of(server):
+            placeholder = reserve_port(server.host, getattr(server, field))
+            undo.callback(placeholder.close)
+            held.append(placeholder)
+        undo.pop_all()
+    return held, _with_ports(server, held)
+
+
+def bind(server: ServerConfig) -> list[socket.socket]:
+    """A worker's own sockets on reserved ports, not listening yet."""
+    return [
+        bound_socket(server.host, getattr(server, field), shared=True)
+        for field in fields_of(server)
+    ]
+
+
+def announced(server: ServerConfig) -> str:
+    """What there is besides the main port, for people; "" for nothing."""
+    parts = [
+        f", {what} on {server.host}:{port}"
+        for what, port in (("gRPC", server.grpc_port), ("metrics", server.metrics_port))
+        if port is not None
+    ]
+    return "".join(parts)
+
+
+def _with_ports(server: ServerConfig, sockets: list[socket.socket]) -> ServerConfig:
+    ports = [each.getsockname()[1] for each in sockets]
+    return msgspec.structs.replace(server, **dict(zip(fields_of(server), ports, strict=True)))
