@@ -111,10 +111,12 @@ def _loaded(settings: Settings) -> Iterator[Result]:
         port = free_port()
         flags = ("--runtime", "onnxruntime", "--grpc-server", "grpcio", "--grpc-port", str(port))
         with_grpcio = stack.enter_context(headrace_server(file, work, *flags))
-        http1 = Target(mlp.PATH, binary.headers, binary.body, ours.port, http1=True)
+        # As many requests under way: h2load does not pipeline what has a body.
+        http1 = Target(
+            mlp.PATH, binary.headers, binary.body, ours.port, http1=True, clients=64, streams=1
+        )
         sides = [
             Side("http1", ours, http1),
-            Side("http1 64", ours, msgspec.structs.replace(http1, clients=64, streams=1)),
             Side("grpc", ours, grpc_target(ours.port, binary)),
             Side("grpcio", with_grpcio, grpc_target(port, binary)),
         ]
@@ -154,17 +156,20 @@ def _compared(seen: dict[str, list[Load]]) -> Result:
     figures = {
         "grpc cpu us": cpu("grpc"),
         "http1 cpu us": cpu("http1"),
-        "http1 64 connections cpu us": cpu("http1 64"),
         "grpcio cpu us": cpu("grpcio"),
         "grpc / http1": over_http1,
-        "grpc / http1 64 connections": ratio("grpc", "http1 64", cost),
         "grpcio / grpc": under_grpcio,
+        "http1 req/s": Spread.of(each.rate for each in seen["http1"]),
         "grpc req/s": Spread.of(each.rate for each in seen["grpc"]),
         "grpcio req/s": Spread.of(each.rate for each in seen["grpcio"]),
     }
     what = "tiny MLP, 4 connections x 16 streams"
     goals = [
-        Goal(f"CPU time per request over HTTP/1.1 binary: {what}", over_http1, MAX_OVER_HTTP1),
+        Goal(
+            f"CPU time per request over HTTP/1.1 binary on 64 connections: {what}",
+            over_http1,
+            MAX_OVER_HTTP1,
+        ),
         Goal(
             f"CPU time per request, grpcio's server over ours: {what}",
             under_grpcio,

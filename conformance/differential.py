@@ -79,6 +79,40 @@ def _grpc(method: str, request: Any) -> Case:
     return Case(f"{method} {shown if len(shown) < 300 else shown[:300] + '…'}", ask)
 
 
+def _stream(name: str, *requests: Any) -> Case:
+    """What comes back over one ModelStreamInfer, in order."""
+
+    def ask(server: Server) -> Answer:
+        with grpc.insecure_channel(server.grpc_address) as channel:
+            stub = pb_grpc.GRPCInferenceServiceStub(channel)
+            answers = stub.ModelStreamInfer(iter(requests), timeout=_TIMEOUT_S)
+            told = [
+                json_format.MessageToDict(each, preserving_proto_field_name=True)
+                for each in answers
+            ]
+        for each in told:  # an error's text is compared like any other's
+            if "error_message" in each:
+                each["message"] = each.pop("error_message")
+        return {"answers": told}
+
+    return Case(f"ModelStreamInfer: {name}", ask)
+
+
+def _metrics() -> Case:
+    """Names and types of Triton's families, as far as the models were asked something."""
+
+    def ask(server: Server) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", server.metrics, timeout=_TIMEOUT_S)
+        try:
+            connection.request("GET", "/metrics")
+            page = connection.getresponse().read().decode()
+        finally:
+            connection.close()
+        return dict(re.findall(r"^# TYPE (nv_\w+) (\w+)$", page, re.MULTILINE))
+
+    return Case("GET /metrics, types of nv_*", ask)
+
+
 def _message(model: str, *inputs: tuple[str, str, list[int], bytes], **more: Any) -> Any:
     request = pb.ModelInferRequest(model_name=model, **more)
     for name, datatype, shape, raw in inputs:
@@ -209,6 +243,20 @@ CASES: list[Case] = [
         ),
     ),
     _grpc("ModelInfer", _message("repeat", ("IN", "INT32", [1], b"\1\0\0\0"))),
+    _stream("two requests", _message("add_sub", *_GOOD, id="1"), _message("add_sub", *_GOOD)),
+    _stream("decoupled", _message("repeat", ("IN", "INT32", [2], b"\1\0\0\0\2\0\0\0"), id="3")),
+    _stream("decoupled, without an answer", _message("repeat", ("IN", "INT32", [0], b""))),
+    _stream(
+        "decoupled, with an empty last one",
+        _message(
+            "repeat",
+            ("IN", "INT32", [1], b"\1\0\0\0"),
+            parameters={"triton_enable_empty_final_response": pb.InferParameter(bool_param=True)},
+        ),
+    ),
+    _stream("a wrong request", _message("add_sub", _GOOD[0], id="5")),
+    _stream("an unknown model", _message("nobody", *_GOOD, id="6")),
+    _metrics(),
 ]
 
 
@@ -240,7 +288,7 @@ def make() -> tuple[str, list[str]]:
         "",
         "`python -m conformance differential`. Not counted as differences: durations and times;",
         "the machine-readable facts (`code`, `hint`, ...) that headrace puts beside `error`, its",
-        "hint in parentheses behind a gRPC message; `[request id: <id_unknown>]` before Triton's",
+        "hint in parentheses behind a gRPC message; `[request id: ...]` before Triton's",
         "errors. The rest differ where a row says so:",
         "",
         head,
@@ -261,9 +309,9 @@ def _steady(value: Any) -> Any:
     """Without what differs between two runs of one server."""
     if isinstance(value, dict):
         if isinstance(value.get("error"), str):  # ours has machine-readable facts beside it
-            return {"error": value["error"].removeprefix(_ANONYMOUS)}
+            return {"error": _REQUEST_ID.sub("", value["error"])}
         if isinstance(value.get("message"), str):  # and over gRPC a hint behind it
-            text = _HINT.sub("", value["message"].removeprefix(_ANONYMOUS))
+            text = _HINT.sub("", _REQUEST_ID.sub("", value["message"]))
             return value | {"message": text}
         return {k: _steady(v) for k, v in value.items() if not _MOVING.search(k) or k == "name"}
     if isinstance(value, list):
@@ -286,7 +334,7 @@ def _differences(mine: Any, other: Any, where: str) -> Any:
 
 
 _ABSENT = "(absent)"
-_ANONYMOUS = "[request id: <id_unknown>] "
+_REQUEST_ID = re.compile(r"^\[request id: [^\]]*\] ")
 _HINT = re.compile(r" \(.*\)\Z", re.DOTALL)
 
 

@@ -72,7 +72,7 @@ def test_curl_commands_work(line: str, url: str) -> None:
 
 
 def test_every_way_to_ask_is_tried() -> None:
-    assert len([code for code in PYTHON if ADDRESS in code]) == 2
+    assert len([code for code in PYTHON if ADDRESS in code]) == 3
     assert len([line for line in SHELL if line.startswith("curl ")]) == 4
 
 
