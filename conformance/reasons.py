@@ -28,7 +28,7 @@ REASONS: tuple[Reason, ...] = (
     Reason(
         r"^GET /v2$|ServerMetadata",
         r"extensions",
-        "no cuda_shared_memory, because there is none here; generate is said as well",
+        "no cuda_shared_memory, because there is none here",
     ),
     Reason(
         r"config$|^ModelConfig", r"max_inflight_requests", "a field that is younger than 2.51.0"

@@ -44,7 +44,6 @@ EXTENSIONS = (
     "statistics",
     "trace",
     "logging",
-    "generate",
 )
 """V2 extensions by the names Triton gave them; exactly those that work."""
 

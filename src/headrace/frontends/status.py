@@ -91,6 +91,11 @@ GRPC_CODES = {
 }
 """Numbers of the names in the table (google.rpc.Code)."""
 
+_TEXT_MAX_BYTES = 2048
+_DETAILS_MAX_BYTES = 1024
+"""Of what a gRPC error tells in its trailers: clients refuse a list of more than 8 KiB, and tell
+of that instead of the error. A byte of the text takes up to three there, one of the details 4/3."""
+
 
 def grpc_answer(error: BaseException) -> tuple[int, str, tuple[tuple[bytes, bytes], ...]]:
     """``grpc-status``, ``grpc-message`` and further trailers.
@@ -98,11 +103,15 @@ def grpc_answer(error: BaseException) -> tuple[int, str, tuple[tuple[bytes, byte
     ``headrace-error-bin`` is the JSON that HTTP would have had: code, hint and details.
     """
     message, _, hint, _ = _told(error)
-    trailers = [(b"headrace-error-bin", v2_error_body(error))]
+    body = v2_error_body(error)
+    trailers = [(b"headrace-error-bin", body)] if len(body) <= _DETAILS_MAX_BYTES else []
     retry_after = retry_after_header(error)
     if retry_after is not None:
         trailers.append((b"retry-after", retry_after.encode()))
     text = f"{message} ({hint})" if hint else message
+    raw = text.encode("utf-8", "replace")
+    if len(raw) > _TEXT_MAX_BYTES:
+        text = raw[:_TEXT_MAX_BYTES].decode("utf-8", "ignore") + "…"
     return GRPC_CODES[status_of(error).grpc], text, tuple(trailers)
 
 

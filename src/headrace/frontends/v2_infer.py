@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from urllib.parse import unquote
 
@@ -16,6 +17,8 @@ from headrace.frontends.codecs.v2_parameters import NO_SHARED_MEMORY, SharedMemo
 from headrace.frontends.exchange import Exchange
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import DTYPE_OF, DYNAMIC, InferenceRequest, InferenceResponse, Tensor
+
+_LOG = logging.getLogger("headrace.http")
 
 _now_ns = MonotonicClock.now_ns
 
@@ -43,7 +46,8 @@ class InferRoute:
             HeadraceError: known at once.
         """
         body = exchange.body
-        size = exchange.head.headers.get(_JSON_SIZE)
+        headers = exchange.head.headers
+        size = headers.get(_JSON_SIZE)
         if size is None:
             request = v2_json.decode_request(
                 body, model_name=model, model_version=version, shared=self._shared
@@ -62,6 +66,9 @@ class InferRoute:
                 request = self._raw_request(body, model, version)
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
+        context = headers.get(b"traceparent")
+        if context is not None:
+            request.trace_context = context.decode("latin-1")
         exchange.cancel = self._engine.submit(
             request, _InferReply(exchange, request, self._shared)
         ).cancel
@@ -109,7 +116,9 @@ class _InferReply(msgspec.Struct, eq=False):
         exchange.cancel = None
         try:
             body, blobs = v2_json_answer.encode_response(response, self.request, self.shared)
-        except HeadraceError as error:
+        except Exception as error:  # noqa: BLE001 - or the client would wait for ever
+            if not isinstance(error, HeadraceError):
+                _LOG.error("an answer could not be encoded", exc_info=error)
             exchange.respond_error(error)
             return
         record.encoded_ns = _now_ns()

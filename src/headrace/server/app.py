@@ -28,7 +28,7 @@ from headrace.frontends.access import LoggedConnection
 from headrace.frontends.asgi_bridge import Application as Asgi
 from headrace.frontends.asgi_bridge import AsgiBridge, LateApplication
 from headrace.frontends.generate import GenerateRoute
-from headrace.frontends.grpc.call import Methods
+from headrace.frontends.grpc.call import LateMethods, LongCalls, Methods
 from headrace.frontends.http1 import Connection
 from headrace.frontends.http2.connection import Http2Connection
 from headrace.frontends.lane import Lane
@@ -117,6 +117,9 @@ class Application:
             http2_limits=server.http2,
             counters=self.metrics.http,
         )
+        self._grpc = LateMethods(self._build_grpc)
+        self.lane.grpc = self._grpc
+        self._long_calls = LongCalls()
         self._servers: list[asyncio.Server] = []
         self._grpcio: GrpcioServer | None = None
 
@@ -231,6 +234,7 @@ class Application:
         await asyncio.sleep(server.readiness_grace_s)
         for listening in self._servers:
             listening.close()
+        self._long_calls.drain()
         if self._grpcio is not None:
             await self._grpcio.stop(server.drain_timeout_s)
         # The engine after the lane: what has begun to arrive is still taken.
@@ -259,7 +263,7 @@ class Application:
     def _build_cold(self) -> None:
         """What is not needed before the first request, and takes time to import."""
         self._rest.get()
-        self.lane.grpc = self._build_grpc()
+        self._grpc.table()
 
     def _build_grpc(self) -> Methods:
         from headrace.frontends.codecs.v2_proto import RequestDecoder, ResponseEncoder
@@ -269,7 +273,10 @@ class Application:
         from headrace.frontends.rest import EXTENSIONS
 
         infer = InferMethods(
-            self.engine, RequestDecoder(self.shared_memory), ResponseEncoder(self.shared_memory)
+            self.engine,
+            RequestDecoder(self.shared_memory),
+            ResponseEncoder(self.shared_memory),
+            self._long_calls,
         )
         service = InferenceService(
             infer,
@@ -279,7 +286,7 @@ class Application:
             extensions=EXTENSIONS,
             is_ready=self.is_ready,
         )
-        return {**service.methods(), **standard_methods(self.is_ready)}
+        return {**service.methods(), **standard_methods(self.is_ready, self._long_calls)}
 
     async def _start_grpcio(self) -> None:
         from headrace.frontends.grpc.grpcio_server import GrpcioServer

@@ -8,12 +8,13 @@ expect one, as Triton's do.
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import msgspec
 
 from headrace.config import ServerConfig
-from headrace.errors import ConfigError
+from headrace.errors import ConfigError, HeadraceError
 from headrace.server.sockets import bound_socket, listening_socket, reserve_port
 
 
@@ -51,19 +52,31 @@ def listen(server: ServerConfig) -> tuple[list[socket.socket], ServerConfig]:
             undo.callback(listener.close)
             listeners.append(listener)
         undo.pop_all()
-    return listeners, _with_ports(server, listeners)
+    server = _with_ports(server, fields_of(server), listeners)
+    if server.grpc_server == "grpcio":  # it takes a number, and tells nobody which it chose
+        try:
+            with reserve_port(server.host, server.grpc_port or 0) as placeholder:
+                server = _with_ports(server, ["grpc_port"], [placeholder])
+        except HeadraceError:
+            for listener in listeners:
+                listener.close()
+            raise
+    return listeners, server
 
 
 def reserve(server: ServerConfig) -> tuple[list[socket.socket], ServerConfig]:
     """Holds the ports for workers that will share them. As :func:`listen`."""
     with ExitStack() as undo:
         held = []
-        for field in fields_of(server):
+        fields = fields_of(server)
+        if server.grpc_server == "grpcio":
+            fields += ("grpc_port",)
+        for field in fields:
             placeholder = reserve_port(server.host, getattr(server, field))
             undo.callback(placeholder.close)
             held.append(placeholder)
         undo.pop_all()
-    return held, _with_ports(server, held)
+    return held, _with_ports(server, fields, held)
 
 
 def bind(server: ServerConfig) -> list[socket.socket]:
@@ -76,14 +89,17 @@ def bind(server: ServerConfig) -> list[socket.socket]:
 
 def announced(server: ServerConfig) -> str:
     """What there is besides the main port, for people; "" for nothing."""
+    host = f"[{server.host}]" if ":" in server.host else server.host
     parts = [
-        f", {what} on {server.host}:{port}"
+        f", {what} on {host}:{port}"
         for what, port in (("gRPC", server.grpc_port), ("metrics", server.metrics_port))
         if port is not None
     ]
     return "".join(parts)
 
 
-def _with_ports(server: ServerConfig, sockets: list[socket.socket]) -> ServerConfig:
+def _with_ports(
+    server: ServerConfig, fields: Sequence[str], sockets: Sequence[socket.socket]
+) -> ServerConfig:
     ports = [each.getsockname()[1] for each in sockets]
-    return msgspec.structs.replace(server, **dict(zip(fields_of(server), ports, strict=True)))
+    return msgspec.structs.replace(server, **dict(zip(fields, ports, strict=True)))

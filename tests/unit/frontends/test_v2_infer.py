@@ -10,10 +10,12 @@ import pytest
 
 from headrace.config import ModelConfig
 from headrace.engine.engine import Engine
+from headrace.engine.inflight import Reply, Ticket
 from headrace.engine.served import Profile, ServedModel
+from headrace.frontends.codecs import v2_json_answer
 from headrace.frontends.v2_infer import InferRoute
 from headrace.testing.fakes import FakeModel
-from headrace.types import ModelMetadata
+from headrace.types import InferenceRequest, ModelMetadata
 from tests.unit.frontends.lane_bench import Bench, Client, post
 
 ASK = post(
@@ -70,6 +72,39 @@ async def test_a_client_that_leaves_takes_its_requests_along(client: Client) -> 
 
     kinds = {type(garbage).__name__ for garbage in left_over()}
     assert not kinds & {"Ticket", "Exchange", "_InferReply", "InferenceRequest"}
+
+
+async def test_the_trace_context_is_taken_along(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    submit = Engine.submit
+
+    def watched(engine: Engine, request: InferenceRequest, reply: Reply) -> Ticket:
+        seen.append(request.trace_context)
+        return submit(engine, request, reply)
+
+    monkeypatch.setattr(Engine, "submit", watched)
+    client.send(ASK + ASK.replace(b"\r\n", b"\r\ntraceparent: 00-1-2-01\r\n", 1))
+    await a_turn_or_two()
+
+    assert seen == ["", "00-1-2-01"]
+
+
+async def test_an_answer_that_cannot_be_encoded_is_told(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(v2_json_answer, "encode_response", broken)
+    client.send(ASK)
+    await a_turn_or_two()
+
+    (answer,) = client.answers()
+    assert answer.status == 500
+    assert b"no such thing" not in answer.body
+    assert "could not be encoded" in caplog.text
 
 
 def left_over() -> list[object]:

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from headrace.types import DTYPE_OF, Tensor
+from headrace.types import DTYPE_OF, SharedMemoryRange, Tensor
 
 SHAPES = st.one_of(
     st.just(()),
@@ -53,3 +53,24 @@ def assert_same(got: Tensor, expected: Tensor) -> None:
         assert got.data.tolist() == expected.data.tolist()
     else:
         assert got.data.tobytes() == expected.data.tobytes()
+
+
+def floats(*values: float, name: str = "x") -> Tensor:
+    array = np.array(values, np.float32)
+    return Tensor(name, "FP32", array.shape, array)
+
+
+class FakeShared:
+    """Shared memory: every element read is its offset; remembers what is written."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[SharedMemoryRange, bytes]] = []
+
+    def read(
+        self, where: SharedMemoryRange, *, name: str, datatype: str, shape: tuple[int, ...]
+    ) -> np.ndarray:
+        return np.full(shape, where.offset, DTYPE_OF[datatype])
+
+    def write(self, where: SharedMemoryRange, tensor: Tensor) -> int:
+        self.written.append((where, tensor.data.tobytes()))
+        return tensor.data.nbytes

@@ -42,7 +42,20 @@ _REMEMBERED_BYTES = 4096
 _ID, _RAW = 0x1A, 0x3A
 """Tags of ``ModelInferRequest.id`` and ``raw_input_contents``: field number << 3 | LENGTH."""
 
+_LENGTH_DELIMITED = 2
+"""The wire type of all its fields; above 15 a field's number does not fit into one byte."""
+
+_LENGTH_BITS_MAX = 35
+
+_OTHER: tuple[bytes, str, list[tuple[int, int]]] = (b"", "", [])
+"""For :func:`_walk`: a message that is not of the form that encoders write."""
+
 _RANK_MAX = 32
+
+_INT64_END = 2**63
+
+_JOINED_BYTES = 16_384
+"""From here on an output goes into the answer without a ``bytes`` of its own in between."""
 
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -192,7 +205,7 @@ class RequestDecoder:
 
 
 def _walk(message: bytes) -> tuple[bytes, str, list[tuple[int, int]]]:
-    """What a message is remembered by, its id, and where each raw tensor lies.
+    """What a request is remembered by, its id, and where each raw tensor lies.
 
     An encoder writes fields in the order of their numbers, so the raw tensors come last. A
     message of any other form has an empty key, and is parsed.
@@ -202,28 +215,35 @@ def _walk(message: bytes) -> tuple[bytes, str, list[tuple[int, int]]]:
     key = b""
     try:
         while position < end and (tag := message[position]) != _RAW:
+            if tag & 0x87 != _LENGTH_DELIMITED:  # no such field is known, or its number is longer
+                return _OTHER
             length, start = _length(message, position + 1)
             if tag == _ID:
                 key, before = message[:position], start + length
                 request_id = message[start:before].decode()
-            elif tag & 7 != 2:  # no such field is known
-                return b"", "", []
             position = start + length
+        if position - before + len(key) > _REMEMBERED_BYTES:
+            return _OTHER
         key += message[before:position]
         raw: list[tuple[int, int]] = []
         while position < end:
             if message[position] != _RAW:
-                return b"", "", []
+                return _OTHER
             length, start = _length(message, position + 1)
             raw.append((start, length))
             position = start + length
-    except (IndexError, UnicodeDecodeError):
-        return b"", "", []
-    return (key, request_id, raw) if position == end else (b"", "", [])
+    except (IndexError, ValueError):
+        return _OTHER
+    return (key, request_id, raw) if position == end else _OTHER
 
 
 def _length(message: bytes, position: int) -> tuple[int, int]:
-    """The number at ``position`` and where it ends."""
+    """The number at ``position`` and where it ends.
+
+    Raises:
+        IndexError: the message ends within it.
+        ValueError: it is longer than any length: to put it together would take forever.
+    """
     length = message[position]
     if length < 0x80:
         return length, position + 1
@@ -236,6 +256,8 @@ def _length(message: bytes, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return length, position + 1
         shift += 7
+        if shift > _LENGTH_BITS_MAX:
+            raise ValueError(position)
 
 
 def _input_of(tensor: Tensor) -> _Input:
@@ -291,17 +313,35 @@ def _from_contents(contents: Any, name: str, datatype: str, shape: tuple[int, ..
         )
     if not count:
         return v2_binary.empty(name, datatype, shape)
-    array = np.empty(count, DTYPE_OF[datatype])
-    try:
+    return _array_of(values, contents, name, datatype).reshape(shape)
+
+
+def _array_of(values: Any, contents: Any, name: str, datatype: str) -> np.ndarray:
+    """The elements of ``contents``, of which ``values`` is the only field that is set."""
+    dtype = DTYPE_OF[datatype]
+    kind = dtype.kind
+    if kind == "O":
+        array = np.empty(len(values), dtype)
         array[:] = values
-    except OverflowError:
+        return array
+    if kind in "fb":
+        # A packed field of fixed width is the array itself: one by one, a million elements
+        # would hold everybody up for a tenth of a second.
+        contents.DiscardUnknownFields()
+        packed: bytes = contents.SerializeToString()
+        _, start = _length(packed, 1)
+        found = np.frombuffer(packed, np.uint8 if kind == "b" else dtype, offset=start)
+        return found != 0 if kind == "b" else found.copy()  # the copy is aligned
+    wide = np.fromiter(values, np.uint64 if kind == "u" else np.int64, len(values))
+    array = wide.astype(dtype)
+    if not np.array_equal(array, wide):
         raise InvalidRequest(
             f"input '{name}' holds a number that {datatype} cannot represent",
             code="out_of_range",
             input=name,
             expected=datatype,
-        ) from None
-    return array.reshape(shape)
+        )
+    return array
 
 
 def read_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -315,16 +355,23 @@ def read_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_parameters(target: Any, parameters: Mapping[str, Any]) -> None:
-    """The reverse, in the three kinds that every dialect has (numbers 4 and 5 are Triton's)."""
+    """The reverse.
+
+    In the three kinds that every dialect has, where there is one of them for the value: KServe's
+    and MLServer's clients know no ``double_param`` and no ``uint64_param``.
+    """
     for name, value in parameters.items():
+        told = target[name]
         if isinstance(value, bool):
-            target[name].bool_param = value
-        elif isinstance(value, int):
-            target[name].int64_param = value
+            told.bool_param = value
+        elif isinstance(value, int) and -_INT64_END <= value < _INT64_END:
+            told.int64_param = value
+        elif isinstance(value, int) and 0 <= value < 2 * _INT64_END:
+            told.uint64_param = value
         elif isinstance(value, float):
-            target[name].double_param = value
+            told.double_param = value
         else:
-            target[name].string_param = str(value)
+            told.string_param = str(value).encode("utf-8", "replace").decode()
 
 
 def _range_of(tensor: Any) -> SharedMemoryRange | None:
@@ -349,23 +396,28 @@ class ResponseEncoder:
         self._heads: dict[tuple[object, ...], bytes] = {}
         self._make = protos.message("inference.ModelInferResponse")
 
-    def encode(self, response: InferenceResponse, request: InferenceRequest) -> bytes:
-        """The message.
+    def encode(
+        self, response: InferenceResponse, request: InferenceRequest, extra: bytes = b""
+    ) -> bytes:
+        """The message; ``extra`` are fields of it that are encoded already.
 
         Raises:
             InvalidRequest: an output does not fit where it was asked for in shared memory.
         """
-        outputs = response.outputs
-        if response.parameters is None and not _anything_shared(request.outputs):
-            parts = [self._head(response)]
-            for tensor in outputs:
+        if response.parameters or _anything_shared(request.outputs):
+            return self._encode_slowly(response, request) + extra
+        parts: list[Any] = [self._head(response), extra]
+        if response.id:
+            name = response.id.encode()
+            parts += (b"\x1a", varint(len(name)), name)  # field 3, LENGTH
+        for tensor in response.outputs:
+            array = tensor.data
+            if array.nbytes >= _JOINED_BYTES and array.dtype != object and array.flags.c_contiguous:
+                parts += (b"2", varint(array.nbytes), array)  # field 6, LENGTH
+            else:
                 blob = v2_binary.encode(tensor)
-                parts += (b"2", varint(len(blob)), blob)  # field 6, LENGTH
-            if response.id:
-                name = response.id.encode()
-                parts.insert(1, b"".join((b"\x1a", varint(len(name)), name)))
-            return b"".join(parts)
-        return self._encode_slowly(response, request)
+                parts += (b"2", varint(len(blob)), blob)
+        return b"".join(parts)
 
     def _head(self, response: InferenceResponse) -> bytes:
         """Everything but the id and the bytes of the outputs."""

@@ -6,8 +6,10 @@ happens on the event loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
+from weakref import WeakSet
 
 import msgspec
 
@@ -21,12 +23,14 @@ class Call(Protocol):
 
     ``timeout_ns`` is that of ``grpc-timeout``, 0 for none. The client left or cancelled: the
     transport sets ``closed`` and calls ``cancel``, which whoever does the work sets.
+    ``pending_bytes`` of the answer wait for the client to read what was sent before.
     """
 
     metadata: Metadata
     arrived_ns: int
     timeout_ns: int
     closed: bool
+    pending_bytes: int
     cancel: Callable[[], object] | None
 
     def send(self, message: bytes) -> None:
@@ -85,3 +89,57 @@ class Method(msgspec.Struct, frozen=True):
 
 Methods = Mapping[bytes, Method]
 """``b"/package.Service/Method"`` -> what answers it; all else is UNIMPLEMENTED."""
+
+
+class LateMethods(Mapping[bytes, Method]):
+    """Methods that are imported and made when they are first needed, by any thread."""
+
+    def __init__(self, build: Callable[[], Methods]) -> None:
+        self._build = build
+        self._lock = threading.Lock()
+        self._table: Methods | None = None
+
+    def table(self) -> Methods:
+        """All of them; the first call takes as long as their imports."""
+        table = self._table
+        if table is None:
+            with self._lock:
+                if self._table is None:
+                    self._table = self._build()
+                table = self._table
+        return table
+
+    def __getitem__(self, path: bytes) -> Method:
+        """Raises KeyError."""
+        return self.table()[path]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.table())
+
+    def __len__(self) -> int:
+        return len(self.table())
+
+
+class LongCall(Protocol):
+    """A call that only its client ends, such as a stream."""
+
+    def drain(self) -> None:
+        """The server stops: ends the call as soon as what it was asked is answered."""
+        ...
+
+
+class LongCalls:
+    """Those under way, so that a server that stops need not wait for their clients."""
+
+    def __init__(self) -> None:
+        # Weak, because nobody tells when a transport drops a call.
+        self._calls: WeakSet[LongCall] = WeakSet()
+
+    def add(self, call: LongCall) -> None:
+        """One more."""
+        self._calls.add(call)
+
+    def drain(self) -> None:
+        """Ends all of them."""
+        for call in tuple(self._calls):
+            call.drain()

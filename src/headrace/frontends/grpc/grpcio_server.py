@@ -7,19 +7,25 @@ for a small request (``python -m benchmarks grpc_lane``).
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 from headrace.clock import MonotonicClock
 from headrace.config import ServerConfig
-from headrace.errors import AddressInUse, HeadraceError, InvalidRequest, MissingExtra
+from headrace.errors import AddressInUse, HeadraceError, MissingExtra
 from headrace.frontends import status
 from headrace.frontends.grpc.call import Incoming, Metadata, Method, Methods
+
+_LOG = logging.getLogger("headrace.grpc")
 
 _now_ns = MonotonicClock.now_ns
 
 _END = None
+
+_WRITABLE_BYTES = 65_536
+"""A call that has less waiting may be given more."""
 
 
 class GrpcioServer:
@@ -54,7 +60,8 @@ class GrpcioServer:
             AddressInUse: another process does.
         """
         server = self._config
-        address = f"{server.host}:{server.grpc_port}"
+        host = f"[{server.host}]" if ":" in server.host else server.host
+        address = f"{host}:{server.grpc_port}"
         try:
             if server.tls is None:
                 self._server.add_insecure_port(address)
@@ -107,6 +114,7 @@ class _Call:
         left_s = context.time_remaining()
         self.timeout_ns = 0 if left_s is None else max(1, int(left_s * 1e9))
         self.closed = False
+        self.pending_bytes = 0
         self.cancel: Callable[[], object] | None = None
         self.answers: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.code = 0
@@ -114,9 +122,12 @@ class _Call:
         self.trailers: Metadata = ()
         self.may_read = asyncio.Event()
         self.may_read.set()
+        self._read = asyncio.Event()
+        context.add_done_callback(self._abandoned)
 
     def send(self, message: bytes) -> None:
         if not self.closed:
+            self.pending_bytes += len(message)
             self.answers.put_nowait(message)
 
     def finish(self, message: bytes) -> None:
@@ -127,6 +138,7 @@ class _Call:
         if not self.closed:
             self.closed = True
             self.cancel = None
+            self._read.set()
             self.code, self.text, self.trailers = code, text, trailers
             self.answers.put_nowait(_END)
 
@@ -140,12 +152,25 @@ class _Call:
         self.may_read.set()
 
     async def writable(self) -> None:
-        """grpcio takes one answer after the other from the queue."""
+        """grpcio takes one answer after the other, when the one before is on its way."""
+        while not self.closed and self.pending_bytes > _WRITABLE_BYTES:
+            self._read.clear()
+            await self._read.wait()
 
-    def abandon(self) -> None:
-        """The client has left."""
+    async def next(self) -> bytes | None:
+        """The next answer, None after the last."""
+        answer = await self.answers.get()
+        if answer is not None:
+            self.pending_bytes -= len(answer)
+        if self.pending_bytes <= _WRITABLE_BYTES or self.closed:
+            self._read.set()
+        return answer
+
+    def _abandoned(self, _context: object) -> None:
+        """The call is over: unless we ended it, its client has left."""
         if not self.closed:
             self.closed = True
+            self._read.set()
             cancel, self.cancel = self.cancel, None
             if cancel is not None:
                 cancel()
@@ -170,19 +195,21 @@ def _begin(call: _Call, method: Method, message: bytes) -> None:
     assert method.unary is not None
     try:
         method.unary(call, message)
-    except HeadraceError as error:
-        call.fail(error)
+    except Exception as error:  # noqa: BLE001 - one call must not end the others
+        _raised(call, error)
+
+
+def _raised(call: _Call, error: Exception) -> None:
+    if not isinstance(error, HeadraceError):
+        _LOG.error("a gRPC method failed", exc_info=error)
+    call.fail(error)
 
 
 def _unary(method: Method) -> Callable[[bytes, Any], Any]:
     async def answer(message: bytes, context: Any) -> bytes:
         call = _Call(context)
-        try:
-            _begin(call, method, message)
-            found = await call.answers.get()
-        except asyncio.CancelledError:
-            call.abandon()
-            raise
+        _begin(call, method, message)
+        found = await call.next()
         await call.tell(context)
         return found or b""
 
@@ -193,8 +220,9 @@ def _unary_stream(method: Method) -> Callable[[bytes, Any], AsyncIterator[bytes]
     async def answer(message: bytes, context: Any) -> AsyncIterator[bytes]:
         call = _Call(context)
         _begin(call, method, message)
-        async for found in _answers(call, context):
+        while (found := await call.next()) is not _END:
             yield found
+        await call.tell(context)
 
     return answer
 
@@ -205,32 +233,31 @@ def _streaming(method: Method) -> Callable[[Any, Any], AsyncIterator[bytes]]:
         assert method.streaming is not None
         incoming = method.streaming(call)
         reading = asyncio.ensure_future(_read(messages, incoming, call))
-        try:
-            async for found in _answers(call, context):
-                yield found
-        finally:
-            reading.cancel()
+        context.add_done_callback(lambda _: reading.cancel())
+        while (found := await call.next()) is not _END:
+            yield found
+        await call.tell(context)
 
     return answer
 
 
 async def _read(messages: Any, incoming: Incoming, call: _Call) -> None:
+    """Until the client half-closes, or leaves: then grpcio ends this with an error of its own."""
     try:
         async for message in messages:
-            incoming.message(message)
+            if not _given(incoming.message, call, message):
+                return
             await call.may_read.wait()
-        incoming.half_closed()
-    except HeadraceError as error:
-        call.fail(error)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the call has to end
-        call.fail(InvalidRequest(f"the stream cannot be read: {error}"))
+    except Exception as error:  # noqa: BLE001 - grpcio has no common ancestor for them
+        _LOG.debug("a stream cannot be read any more", exc_info=error)
+        return
+    _given(incoming.half_closed, call)
 
 
-async def _answers(call: _Call, context: Any) -> AsyncIterator[bytes]:
+def _given(take: Callable[..., None], call: _Call, *message: bytes) -> bool:
     try:
-        while (found := await call.answers.get()) is not _END:
-            yield found
-    except (asyncio.CancelledError, GeneratorExit):
-        call.abandon()
-        raise
-    await call.tell(context)
+        take(*message)
+    except Exception as error:  # noqa: BLE001 - one call must not end the others
+        _raised(call, error)
+        return False
+    return True

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections import deque
+from typing import Any
+
 import msgspec
 
 from headrace import protos
 from headrace.clock import MonotonicClock
+from headrace.engine.endings import shutting_down
 from headrace.engine.engine import Engine
 from headrace.engine.inflight import Ticket
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, Overloaded
 from headrace.frontends import status
 from headrace.frontends.codecs.v2_proto import RequestDecoder, ResponseEncoder, varint
-from headrace.frontends.grpc.call import Call, Incoming
+from headrace.frontends.grpc.call import Call, Incoming, LongCalls
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import InferenceRequest, InferenceResponse
+
+_LOG = logging.getLogger("headrace.grpc")
 
 _now_ns = MonotonicClock.now_ns
 
 MAX_STREAM_REQUESTS = 256
 """Under way on one stream; above it the client gets no more credit until some are answered."""
+
+UNREAD_BYTES = 1 << 20
+"""Of answers; while a stream has more of them waiting, it is not read from."""
+
+MAX_UNREAD_BYTES = 64 << 20
+"""Of the answers of a decoupled model, which gives as many as it likes, to a client that does not
+read them: above it the call ends. As much as ``Http2Limits.max_unsent_bytes``."""
 
 DIALECT = b"headrace-dialect"
 """Metadata that chooses what ``ModelStreamInfer`` answers with, which no server can detect:
@@ -29,36 +44,72 @@ _FINAL = "triton_final_response"
 
 
 class InferMethods:
-    """The two methods over one engine."""
+    """The two methods over one engine.
 
-    def __init__(self, engine: Engine, decoder: RequestDecoder, encoder: ResponseEncoder) -> None:
+    Args:
+        engine: what answers.
+        decoder: messages to requests.
+        encoder: responses to messages.
+        long_calls: where streams are entered.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        decoder: RequestDecoder,
+        encoder: ResponseEncoder,
+        long_calls: LongCalls,
+    ) -> None:
         self._engine = engine
-        self.decoder = decoder
-        self.encoder = encoder
+        self._decoder = decoder
+        self._encoder = encoder
+        self._long_calls = long_calls
+        make = protos.message("inference.ModelInferResponse")
+        self._final = {flag: _final_field(make(), flag=flag) for flag in (False, True)}
 
     def infer(self, call: Call, message: bytes) -> None:
         """``ModelInfer``. Raises HeadraceError: known at once."""
         request = self.request_of(call, message, call.arrived_ns)
-        ticket = self._engine.submit(request, _Reply(call, request, self.encoder))
+        ticket = self._engine.submit(request, _Reply(call, request, self._encoder))
         call.cancel = ticket.cancel
 
     def stream(self, call: Call) -> Incoming:
         """``ModelStreamInfer``."""
         bare = any(name == DIALECT and value == b"mlserver" for name, value in call.metadata)
-        return _Stream(self, self._engine, call, bare=bare)
+        stream = _Stream(self, self._engine, call, bare=bare)
+        self._long_calls.add(stream)
+        return stream
 
     def request_of(self, call: Call, message: bytes, arrived_ns: int) -> InferenceRequest:
         """A message as a request with its deadline: the call's, or an earlier one of its own."""
-        request = self.decoder.decode(message)
+        request = self._decoder.decode(message)
         request.arrived_ns = arrived_ns
         request.decoded_ns = _now_ns()
         for name, value in call.metadata:
             if name == b"traceparent":
                 request.trace_context = value.decode("latin-1")
-        timeout_ns = call.timeout_ns
-        if timeout_ns and not 0 < request.timeout_ns < timeout_ns:
-            request.timeout_ns = timeout_ns
+        if call.timeout_ns:
+            left_ns = max(1, call.arrived_ns + call.timeout_ns - arrived_ns)
+            if not 0 < request.timeout_ns < left_ns:
+                request.timeout_ns = left_ns
         return request
+
+    def part_of(
+        self, response: InferenceResponse, request: InferenceRequest, *, final: bool
+    ) -> bytes:
+        """One answer of a stream in Triton's form: a ``ModelStreamInferResponse``."""
+        encoded = self._encoder.encode(response, request, self._final[final])
+        return b"".join((b"\x12", varint(len(encoded)), encoded))  # infer_response = 2
+
+    def bare_part_of(self, response: InferenceResponse, request: InferenceRequest) -> bytes:
+        """The same in MLServer's: a ``ModelInferResponse``."""
+        return self._encoder.encode(response, request)
+
+
+def _final_field(message: Any, *, flag: bool) -> bytes:
+    message.parameters[_FINAL].bool_param = flag
+    encoded: bytes = message.SerializeToString()
+    return encoded
 
 
 class _Reply(msgspec.Struct, eq=False):
@@ -71,8 +122,8 @@ class _Reply(msgspec.Struct, eq=False):
     def complete(self, response: InferenceResponse, record: RequestRecord) -> None:
         try:
             message = self.encoder.encode(response, self.request)
-        except HeadraceError as error:
-            self.call.fail(error)
+        except Exception as error:  # noqa: BLE001 - or the client would wait for ever
+            self.call.fail(_unsendable(error))
             return
         record.encoded_ns = _now_ns()
         self.call.finish(message)
@@ -82,106 +133,186 @@ class _Reply(msgspec.Struct, eq=False):
         self.call.fail(error)
 
 
+def _unsendable(error: Exception) -> Exception:
+    if not isinstance(error, HeadraceError):
+        _LOG.error("an answer could not be encoded", exc_info=error)
+    return error
+
+
 class _Stream:
-    """One ``ModelStreamInfer``: requests as they come, answers as they are ready."""
+    """One ``ModelStreamInfer``: requests as they come, answers as they are ready.
+
+    Models with one answer to a request answer in the order of their requests, as from Triton:
+    a client may have no other means to tell which is which. Decoupled models do not wait.
+    """
 
     def __init__(self, methods: InferMethods, engine: Engine, call: Call, *, bare: bool) -> None:
         self._methods = methods
         self._engine = engine
         self._call = call
         self._bare = bare
-        self._tickets: set[Ticket] = set()
+        self._open: set[_StreamReply] = set()  # the engine has not answered them yet
+        self._turns: deque[_StreamReply] = deque()  # the client has not got their answers yet
+        self._full = False
         self._half_closed = False
+        self._draining = False
+        self._catching_up: asyncio.Task[None] | None = None
         call.cancel = self._cancel
+
+    # -- what arrives ----------------------------------------------------------------------------
 
     def message(self, message: bytes) -> None:
         """One more request. What is wrong with it is its answer; the stream goes on."""
         reply = _StreamReply(self)
+        self._turns.append(reply)
         try:
+            if self._draining:
+                raise shutting_down()
             request = self._methods.request_of(self._call, message, _now_ns())
             reply.request = request
-            reply.ticket = self._engine.submit(request, reply)
+            ticket = reply.ticket = self._engine.submit(request, reply)
         except HeadraceError as error:
             reply.fail(error)
             return
-        self._tickets.add(reply.ticket)
-        if len(self._tickets) >= MAX_STREAM_REQUESTS:
+        self._open.add(reply)
+        if ticket.served.decoupled:
+            reply.decoupled = True
+            self._turns.pop()
+        if self._is_full():
+            self._full = True
             self._call.pause_reading()
+        if self._call.pending_bytes > UNREAD_BYTES and self._catching_up is None:
+            self._call.pause_reading()
+            self._catching_up = asyncio.get_running_loop().create_task(self._catch_up())
+
+    def _is_full(self) -> bool:
+        return max(len(self._open), len(self._turns)) >= MAX_STREAM_REQUESTS
+
+    async def _catch_up(self) -> None:
+        """Takes nothing in while the client does not read what it was answered."""
+        await self._call.writable()
+        self._catching_up = None
+        if not self._full:
+            self._call.resume_reading()
 
     def half_closed(self) -> None:
         """The client sends no more: the call ends after the last answer."""
         self._half_closed = True
         self._end_if_done()
 
-    def send(self, response: InferenceResponse, request: InferenceRequest) -> None:
-        """One answer."""
-        encoded = self._methods.encoder.encode(response, request)
-        if not self._bare:
-            encoded = b"".join((b"\x12", varint(len(encoded)), encoded))  # infer_response = 2
-        self._call.send(encoded)
+    def drain(self) -> None:
+        """The server stops: the call ends after the last answer, whatever its client wants."""
+        self._draining = True
+        self._end_if_done()
 
-    def send_error(self, error: HeadraceError, request: InferenceRequest | None) -> None:
-        """The error in an answer's place; the bare dialect has none, so there the call ends."""
+    # -- answers ---------------------------------------------------------------------------------
+
+    def encoded(
+        self, response: InferenceResponse, request: InferenceRequest, *, final: bool
+    ) -> bytes | Exception:
+        """One answer as a message, or why there can be none."""
+        methods = self._methods
+        try:
+            if self._bare:
+                return methods.bare_part_of(response, request)
+            return methods.part_of(response, request, final=final)
+        except Exception as error:  # noqa: BLE001 - or the client would wait for ever
+            return self.told(_unsendable(error), request)
+
+    def told(self, error: Exception, request: InferenceRequest | None) -> bytes | Exception:
+        """The error as a message; the bare dialect has none: there it ends the call."""
         if self._bare:
-            self._cancel()
-            self._call.fail(error)
-            return
+            return error
         message = protos.message("inference.ModelStreamInferResponse")()
         message.error_message = status.grpc_answer(error)[1]
         if request is not None:
             message.infer_response.id = request.id
-        self._call.send(message.SerializeToString())
+        encoded: bytes = message.SerializeToString()
+        return encoded
 
-    def ended(self, ticket: Ticket | None) -> None:
-        """A request has had its last answer."""
-        if ticket is not None:
-            self._tickets.discard(ticket)
-            if len(self._tickets) == MAX_STREAM_REQUESTS - 1:
+    def send(self, answer: bytes | Exception) -> None:
+        """One answer, now."""
+        call = self._call
+        if call.pending_bytes > MAX_UNREAD_BYTES:
+            answer = Overloaded(
+                f"more than {MAX_UNREAD_BYTES} bytes of answers wait for the client to read them",
+                code="unread_answers",
+            )
+        if isinstance(answer, Exception):
+            self._cancel()
+            call.fail(answer)
+        else:
+            call.send(answer)
+
+    def ended(self, reply: _StreamReply) -> None:
+        """A request has its last answer, which may have to wait for those before it."""
+        reply.ticket = None  # or the two would hold one another
+        self._open.discard(reply)
+        if reply.decoupled:
+            self._deliver(reply)
+        else:
+            turns = self._turns
+            while turns and turns[0].answer is not None:
+                self._deliver(turns.popleft())
+        if self._full and not self._is_full():
+            self._full = False
+            if self._catching_up is None:
                 self._call.resume_reading()
         self._end_if_done()
 
+    def _deliver(self, reply: _StreamReply) -> None:
+        answer = reply.answer
+        if answer:
+            self.send(answer)
+
     def _end_if_done(self) -> None:
-        if self._half_closed and not self._tickets:
+        if self._open or self._turns:
+            return
+        if self._half_closed:
             self._call.end()
+        elif self._draining:
+            self._call.fail(shutting_down())
 
     def _cancel(self) -> None:
-        tickets, self._tickets = self._tickets, set()
-        for ticket in tickets:
-            ticket.cancel()
+        replies, self._open = self._open, set()
+        self._turns.clear()
+        for reply in replies:
+            ticket, reply.ticket = reply.ticket, None
+            if ticket is not None:
+                ticket.cancel()
 
 
 class _StreamReply:
-    """The answers to one request of a stream: a ``StreamReply``."""
+    """The answers to one request of a stream: a ``StreamReply``.
+
+    ``answer`` is the last of them: a message, b"" for none, or what ends the call.
+    """
 
     def __init__(self, stream: _Stream) -> None:
         self._stream = stream
         self.request: InferenceRequest | None = None
         self.ticket: Ticket | None = None
+        self.decoupled = False
+        self.answer: bytes | Exception | None = None
 
     def part(self, response: InferenceResponse) -> None:
         """One answer, and not the last."""
         assert self.request is not None
-        response.parameters = {**(response.parameters or {}), _FINAL: False}
-        self._stream.send(response, self.request)
+        self._stream.send(self._stream.encoded(response, self.request, final=False))
 
     def complete(self, response: InferenceResponse, record: RequestRecord) -> None:
-        """The last one. If it is empty, only a client that asked for it is told."""
+        """The last one. If a decoupled model's is empty, only who asked for it is told."""
         request = self.request
         assert request is not None
-        if response.outputs or (request.parameters or {}).get(_EMPTY_FINAL) is True:
-            response.parameters = {**(response.parameters or {}), _FINAL: True}
-            try:
-                self._stream.send(response, request)
-            except HeadraceError as error:
-                self._stream.send_error(error, request)
+        wants_empty = not self.decoupled or (request.parameters or {}).get(_EMPTY_FINAL) is True
+        if response.outputs or wants_empty:
+            self.answer = self._stream.encoded(response, request, final=True)
+        else:
+            self.answer = b""
         record.encoded_ns = record.written_ns = _now_ns()
-        self._done()
+        self._stream.ended(self)
 
     def fail(self, error: HeadraceError) -> None:
         """It ended in another way."""
-        self._stream.send_error(error, self.request)
-        self._done()
-
-    def _done(self) -> None:
-        ticket, self.ticket = self.ticket, None  # or ticket and reply would hold one another
-        self._stream.ended(ticket)
+        self.answer = self._stream.told(error, self.request)
+        self._stream.ended(self)

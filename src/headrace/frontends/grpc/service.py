@@ -208,7 +208,9 @@ class InferenceService:
 
     async def _trace_setting(self, asked: Any) -> Any:
         update = {name: list(setting.value) or None for name, setting in asked.settings.items()}
-        found = await self._control().trace_setting(asked.model_name, _single_values(update))
+        found = await self._control().trace_setting(
+            asked.model_name, _single_values(update) or None
+        )
         answer = _message("TraceSettingResponse")()
         for name, value in found.items():
             values = value if isinstance(value, list | tuple) else [value]
@@ -256,9 +258,9 @@ def unary_of(request: str, handler: Handler) -> Unary:
                 f"the message is no {request}: {error}", code="malformed_protobuf"
             ) from None
         task = asyncio.get_running_loop().create_task(run(call, asked))
+        # Not cancelled when the client leaves: half of a load or unload is worse than all of it.
         tasks.add(task)
         task.add_done_callback(tasks.discard)
-        call.cancel = task.cancel
 
     return method
 
