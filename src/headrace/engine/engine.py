@@ -124,16 +124,16 @@ class Engine:
 
     # -- requests ------------------------------------------------------------------------
 
-    def submit(self, request: InferenceRequest, reply: Reply) -> Ticket:
+    def submit(self, request: InferenceRequest, reply: Reply, *, nested: bool = False) -> Ticket:
         """Takes a request in. Returns at once; ``reply`` is called later, exactly once.
 
         Raises:
             RequestError, CapacityError: known at once to be impossible; ``reply`` is then
-                never called.
+                never called. That nothing new is taken in is no reason for a ``nested`` one.
         """
         served = self.catalog.resolve(request.model_name, request.model_version)
         try:
-            if self._draining:
+            if self._draining and not nested:
                 raise endings.shutting_down()
             if served.decoupled and not hasattr(reply, "part"):
                 raise endings.needs_stream(served)
@@ -235,7 +235,7 @@ class Engine:
         self._intakes.lay(served)
         attach = getattr(served.loaded, "attach", None)
         if attach is not None:
-            attach(EngineHost(self, self._loop))
+            attach(EngineHost(self, self._loop, self._outcomes.measured))
         self.add_lane(served, limits_of(served))
         self.catalog.publish(served)
 
@@ -343,7 +343,6 @@ class Engine:
         parts = self._parts
         wanted = set(action.request_ids) if len(action.request_ids) < len(job.parts) else None
         batched_ns, started_ns, finished_ns = job.started_ns, job.collated_ns, job.finished_ns
-        executed_ns = job.executed_ns
         finished: list[Ticket] = []
         for part, piece in zip(job.parts, job.pieces, strict=True):
             if wanted is not None and part.request_id not in wanted:
@@ -365,7 +364,7 @@ class Engine:
                     continue
             ticket.batched_ns = batched_ns
             ticket.started_ns = started_ns
-            ticket.executed_ns = executed_ns
+            ticket.executed_ns = job.executed_ns
             ticket.finished_ns = finished_ns
             finished.append(ticket)
         self._outcomes.completed([ticket for ticket in finished if self.respond(ticket)])
@@ -452,6 +451,7 @@ class Engine:
                 del self._parts[request_id]
         if len(left) > len(unreported):
             self._drive(RequestsCancelled(tuple(left - unreported)))
+        self._streams.stop(parts)
 
     def _end(self, ticket: Ticket) -> None:
         ticket.done = True

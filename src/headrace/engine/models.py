@@ -287,5 +287,5 @@ def _log_loaded(loaded: _Loaded, seconds: float) -> None:
         if profile.batch_tokens
         else f"batches up to {profile.max_rows} rows"
         if profile.batchable
-        else f"one request at a time ({profile.reason})",
+        else f"one request at a time ({profile.reason or 'as declared'})",
     )

@@ -9,8 +9,9 @@ from headrace.engine.inflight import Ticket
 from headrace.engine.instances import BatchJob
 from headrace.engine.served import ServedModel
 from headrace.errors import CapacityError, HeadraceError
+from headrace.runtimes.host import Measurement
 from headrace.tasks.base import Item, Task
-from headrace.telemetry.instruments import BatchRecord, Instrument, RequestRecord
+from headrace.telemetry.instruments import BatchRecord, Instrument, RequestRecord, SeriesRecord
 from headrace.types import InferenceRequest, InferenceResponse, Tensor, Usage
 
 
@@ -55,6 +56,19 @@ class Outcomes:
         outcome = "reject" if isinstance(error, CapacityError) else "fail"
         self.ended(record, outcome, error.code)
 
+    def measured(self, model: str, version: str, instance: int, measurement: Measurement) -> None:
+        """A model counts something itself."""
+        record = SeriesRecord(
+            measurement.family,
+            measurement.kind,
+            measurement.description,
+            measurement.labels,
+            measurement.value,
+            measurement.bounds,
+            measurement.counts,
+        )
+        self._instrument.model_measured(model, version, instance, record)
+
     def batch(self, job: BatchJob) -> None:
         """One batch ran."""
         length = job.padded_length
@@ -83,12 +97,13 @@ def response_of(ticket: Ticket) -> InferenceResponse:
     """
     served, request = ticket.served, ticket.request
     sole, arrays, usage = served.sole_output, ticket.result, None
-    if served.finish is not None:
-        outputs = wanted_of(served.finish(ticket), request, served)
-        return InferenceResponse(served.name, served.version, request.id, outputs, None, None)
     if sole is not None and arrays is not None:  # the common case has nothing to pair
         array = arrays[0]
         outputs = [Tensor(sole.name, sole.datatype, array.shape, array)]
+    elif served.finish is not None:
+        outputs = wanted_of(served.finish(ticket), request, served)
+        parameters = getattr(ticket.result, "parameters", None)
+        return InferenceResponse(served.name, served.version, request.id, outputs, parameters, None)
     elif served.task is None:
         outputs = [
             Tensor(spec.name, spec.datatype, array.shape, array)

@@ -179,7 +179,8 @@ class ServedModel:
     def batch_failed(self, parts: Sequence[Member], error: HeadraceError) -> bool:
         """A batch of it failed: whether its requests may be run again, one by one."""
         kept = self.sequences is not None and self.sequences.failed(self, parts, error)
-        return not kept and not isinstance(error, InstanceDied)
+        # A model that is given requests may have answered some, or asked other models for them.
+        return not (kept or self.takes_requests or isinstance(error, InstanceDied))
 
     def set_checks(self, checks: dict[str, InputCheck]) -> None:
         """What requests are held against: one for each public input, by its name."""

@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
 from headrace.engine import endings
-from headrace.engine.inflight import Ticket
+from headrace.engine.inflight import Member, Ticket, whole_of
 from headrace.engine.outcomes import Outcomes, response_of
 from headrace.errors import HeadraceError
 from headrace.runtimes.base import Emitted
 from headrace.types import InferenceResponse
 
 _LOG = logging.getLogger("headrace.engine")
+
+MAX_UNSEEN = 256
+"""Answers that threads have given and the event loop has not looked at. A model that gives them
+faster than they can be sent is held up here, before they fill the memory."""
+
+_PATIENCE_S = 1.0
+"""How often a thread that is held up looks whether the loop is still there."""
 
 
 class _Engine(Protocol):
@@ -36,13 +44,24 @@ class Streams:
         self, loop: asyncio.AbstractEventLoop, engine: _Engine, outcomes: Outcomes
     ) -> None:
         self._loop = loop
+        self._thread = threading.get_ident()
+        self._room = threading.BoundedSemaphore(MAX_UNSEEN)
         self._engine = engine
         self._outcomes = outcomes
 
     def emitted(self, ticket: Ticket, answer: Emitted, final: bool) -> None:
-        """From any thread: an answer of a model, or the end of its answers."""
+        """From any thread: an answer of a model, or the end of its answers.
+
+        A thread waits while there are too many that the loop has not looked at.
+        """
+        then = self._on_emitted
+        if threading.get_ident() != self._thread:
+            while not self._room.acquire(timeout=_PATIENCE_S):
+                if self._loop.is_closed():
+                    return
+            then = self._on_admitted
         try:
-            self._loop.call_soon_threadsafe(self._on_emitted, ticket, answer, final)
+            self._loop.call_soon_threadsafe(then, ticket, answer, final)
         except RuntimeError:
             return  # the loop is closed: nobody is left to be told
 
@@ -59,19 +78,30 @@ class Streams:
 
         def ended(ticket: Ticket) -> None:
             timer.cancel()
-            cancel = getattr(ticket.served.loaded, "cancel", None)
-            if cancel is not None:  # whoever is still at work on it may stop
-                cancel(ticket.request_id)
             if cancel_first is not None:
                 cancel_first(ticket)
 
         ticket.on_end = ended
+
+    @staticmethod
+    def stop(parts: Sequence[Member]) -> None:
+        """These have ended before their model was through: whoever is at work on them may stop."""
+        for part in parts:
+            served = whole_of(part).served
+            if served.takes_requests and part.request_id:
+                cancel = getattr(served.loaded, "cancel", None)
+                if cancel is not None:
+                    cancel(part.request_id)
 
     def _on_deadline(self, ticket: Ticket) -> None:
         waited_ns = int(self._loop.time() * 1e9) - ticket.arrived_ns
         self._engine.fail(
             ticket, "expire", endings.expired(ticket, waited_ns=waited_ns, running=True)
         )
+
+    def _on_admitted(self, ticket: Ticket, answer: Emitted, final: bool) -> None:
+        self._room.release()
+        self._on_emitted(ticket, answer, final)
 
     def _on_emitted(self, ticket: Ticket, answer: Emitted, final: bool) -> None:
         if ticket.done:

@@ -110,9 +110,17 @@ class ModelRequest(msgspec.Struct, eq=False):
     timeout_ns: int = 0
 
 
+class Outputs(list["np.ndarray | None"]):
+    """The arrays of one answer that has parameters too."""
+
+    def __init__(self, arrays: Sequence[np.ndarray | None], parameters: dict[str, Any]) -> None:
+        super().__init__(arrays)
+        self.parameters = parameters
+
+
 Emitted = Sequence[np.ndarray | None] | HeadraceError | None
 """One answer: an array for each output of the signature (None where it has none this time),
-or an error, or nothing, where only the end is told."""
+perhaps as :class:`Outputs`; or an error, or nothing, where only the end is told."""
 
 Emit = Callable[[int, Emitted, bool], None]
 """``emit(key, answer, final)``; any thread; exactly one call for each key has ``final``."""
@@ -130,9 +138,9 @@ class RequestModel(LoadedModel, Protocol):
     the first axis counts rows (above 0) and how many it takes at most, where its configuration
     does not.
 
-    Two optional methods: ``cancel(key)`` (nobody waits for this one any more; any thread) and
-    ``attach(host)`` (called once, before the first execution: through ``host``, an
-    ``engine.host.Host``, the model may call other models).
+    Two optional methods: ``cancel(key)`` (nobody waits for this one any more, while it runs or
+    later; any thread; does not wait) and ``attach(host)`` (called once, before the first
+    execution: through ``host``, a ``runtimes.host.Host``, the model may call other models).
     """
 
     takes_requests: bool

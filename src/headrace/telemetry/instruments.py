@@ -61,6 +61,22 @@ class BatchRecord(msgspec.Struct, gc=False):
     inline: bool = False
 
 
+class SeriesRecord(msgspec.Struct, frozen=True):
+    """One series of a metric that a model makes itself, as it is now.
+
+    ``kind`` is counter, gauge or histogram. The latter's ``value`` is the sum of what was
+    observed, and ``counts``, one longer than ``bounds``, the observations in each bucket alone.
+    """
+
+    family: str
+    kind: str
+    description: str
+    labels: dict[str, str]
+    value: float
+    bounds: tuple[float, ...] = ()
+    counts: tuple[int, ...] = ()
+
+
 class Instrument:
     """Base of every watcher: override what you need; every method may stay as it is.
 
@@ -109,6 +125,9 @@ class Instrument:
 
     def model_loaded(self, model: str, version: str, seconds: float) -> None:
         """A version became ready, ``seconds`` after its loading began."""
+
+    def model_measured(self, model: str, version: str, instance: int, record: SeriesRecord) -> None:
+        """An instance of a model has changed a metric of its own."""
 
     def model_unloaded(self, model: str, version: str) -> None:
         """A version is gone."""

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 from headrace.telemetry import snapshot
 from headrace.telemetry.gpu import GpuReader
-from headrace.telemetry.instruments import BatchRecord, Instrument, RequestRecord
+from headrace.telemetry.instruments import BatchRecord, Instrument, RequestRecord, SeriesRecord
+from headrace.telemetry.model_metrics import ModelMetrics
 from headrace.telemetry.process import UsageReader
 from headrace.telemetry.snapshot import (
     BATCH_EXECUTE_NS,
@@ -86,6 +87,7 @@ class Metrics(Instrument):
         self._version = version
         self._usage = usage or UsageReader()
         self._gpus = gpus
+        self._own = ModelMetrics()
         self._models: dict[tuple[str, str], ModelCounters] = {}
         self._retired: dict[tuple[str, str], None] = {}
         self._names: set[str] = set()
@@ -256,8 +258,13 @@ class Metrics(Instrument):
         counters.loaded = 1
         self._retired.pop((model, version), None)
 
+    def model_measured(self, model: str, version: str, instance: int, record: SeriesRecord) -> None:
+        """Keeps it, for the models' own part of the page."""
+        self._own.measured(model, version, instance, record)
+
     def model_unloaded(self, model: str, version: str) -> None:
         """Keeps the counters, until ``MAX_RETIRED`` later versions have gone as well."""
+        self._own.forget(model, version)
         counters = self._models.get((model, version))
         if counters is None:
             return
@@ -277,6 +284,7 @@ class Metrics(Instrument):
                 process=self._usage.process(),
                 machine=self._usage.machine(),
                 gpus=[] if self._gpus is None else self._gpus.read(),
+                own=self._own.series(),
             )
         )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from headrace.telemetry.exposition import CONTENT_TYPE, Exposition, labels
+from headrace.telemetry.model_metrics import write_series
 from headrace.telemetry.snapshot import (
     BATCH_EXECUTE_NS,
     BATCH_ROWS,
@@ -114,6 +115,7 @@ def render(snapshots: Sequence[bytes], options: RenderOptions | None = None) -> 
     _write_process(page, snapshot)
     if options.triton is not None:
         write_triton(page, snapshot, options.triton)
+    write_series(page, snapshot.own)
     return page.text()
 
 

@@ -15,6 +15,8 @@ from operator import add
 
 import msgspec
 
+from headrace.telemetry.model_metrics import ModelSeries, added
+
 TIME_BOUNDS_NS = tuple(m * 10**e for e in range(4, 11) for m in (1, 2, 5))
 """Upper bounds of every time histogram: 1-2-5 steps from 10 µs to 50 s.
 
@@ -220,6 +222,7 @@ class Snapshot(msgspec.Struct):
     process: ProcessReading = msgspec.field(default_factory=ProcessReading)
     machine: MachineReading = msgspec.field(default_factory=MachineReading)
     gpus: list[GpuReading] = msgspec.field(default_factory=list)
+    own: list[ModelSeries] = msgspec.field(default_factory=list)
 
 
 encode = msgspec.msgpack.Encoder().encode
@@ -235,6 +238,7 @@ def merge(snapshots: Sequence[bytes]) -> Snapshot:
     total = Snapshot(workers=0)
     models: dict[tuple[str, str], ModelCounters] = {}
     failures: dict[tuple[str, str, str, str], Failure] = {}
+    own: list[ModelSeries] = []
     for snapshot in map(_decode, snapshots):
         total.version = total.version or snapshot.version
         total.workers += snapshot.workers
@@ -251,6 +255,8 @@ def merge(snapshots: Sequence[bytes]) -> Snapshot:
         _add_process(total.process, snapshot.process)
         _take_largest(total.machine, snapshot.machine)
         total.gpus = total.gpus or snapshot.gpus
+        own += snapshot.own
+    total.own = added(own)
     total.models = [models[key] for key in sorted(models)]
     total.failures = [failures[key] for key in sorted(failures)]
     return total
@@ -268,6 +274,7 @@ def counters_only(snapshots: Sequence[bytes]) -> bytes:
     total.process = ProcessReading(cpu_seconds=total.process.cpu_seconds)
     total.machine = MachineReading()
     total.gpus = []
+    total.own = [each for each in total.own if each.kind != "gauge"]
     for counters in total.models:
         counters.waiting = counters.running = counters.loaded = 0
     return encode(total)

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from headrace.config import TraceConfig
-from headrace.telemetry.instruments import BatchRecord, Instrument, RequestRecord
+from headrace.telemetry.instruments import BatchRecord, Instrument, RequestRecord, SeriesRecord
 from headrace.telemetry.trace_files import TraceFiles
 from headrace.telemetry.trace_settings import TraceSettings, parse_update
 
@@ -184,6 +184,10 @@ class Tracer(Instrument):
     def model_loaded(self, model: str, version: str, seconds: float) -> None:
         """Passed on."""
         self._instrument.model_loaded(model, version, seconds)
+
+    def model_measured(self, model: str, version: str, instance: int, record: SeriesRecord) -> None:
+        """See :class:`Instrument`."""
+        self._instrument.model_measured(model, version, instance, record)
 
     def model_unloaded(self, model: str, version: str) -> None:
         """Passed on."""

@@ -100,11 +100,10 @@ class Pool:
             self._changed.notify_all()
 
     def _find(self, place: int | None) -> Child | None:
-        if place is None:
-            return self._idle[-1] if self._idle else None
-        for child in self._idle:
+        for child in reversed(self._idle):
             # One that has died may still be here for a moment: remove() is on its way.
-            if child.place == place and not child.broken and not child.died.is_set():
+            here = place is None or child.place == place
+            if here and not child.broken and not child.died.is_set():
                 return child
         return None
 

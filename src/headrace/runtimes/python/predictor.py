@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -91,7 +92,7 @@ class ModelFile:
 
     def _run(self, function: Callable[[], Any], what: str) -> Any:
         try:
-            return _finished(function(), self._coroutines)
+            return finished(function(), self._coroutines)
         except (Exception, SystemExit) as error:
             raise ModelLoadError(
                 f"{what} raised {describe(error, self.path)}",
@@ -134,7 +135,7 @@ class Predictor:
         signature = self.signature
         keywords = to_arguments(signature.arguments, arrays)
         try:
-            value = _finished(self._function(**keywords), self._coroutines)
+            value = finished(self._function(**keywords), self._coroutines)
         except Exception as error:  # an author may raise anything
             raise InferenceFailed(
                 f"predict raised {describe(error, self._path)}",
@@ -160,6 +161,10 @@ class CoroutineThread:
     def run(self, coroutine: Coroutine[Any, Any, _Result]) -> _Result:
         """Waits for the coroutine's result, from any thread but the loop's own."""
         return asyncio.run_coroutine_threadsafe(_guarded(coroutine), self._started()).result()
+
+    def start(self, coroutine: Coroutine[Any, Any, _Result]) -> Future[_Result]:
+        """Does not wait for it."""
+        return asyncio.run_coroutine_threadsafe(_guarded(coroutine), self._started())
 
     def close(self) -> None:
         """Cancels what still runs and ends the thread."""
@@ -203,7 +208,8 @@ async def _guarded(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
         raise _Exit(error) from error
 
 
-def _finished(value: Any, coroutines: CoroutineThread) -> Any:
+def finished(value: Any, coroutines: CoroutineThread) -> Any:
+    """``value``, or its result if it is a coroutine. Raises what that raises."""
     if not inspect.iscoroutine(value):
         return value
     try:

@@ -41,14 +41,29 @@ def is_triton_model(path: Path) -> bool:
         return False  # loading it will say what is wrong
 
 
-def start_of(artifact: Artifact) -> TritonStart:
+def start_of(artifact: Artifact, instances: int) -> TritonStart:
     """What the children of this model are told."""
     config = artifact.config
     told = dict(config.triton_config) or _config_of(artifact.name, config)
+    if not told.get("instance_group"):
+        told["instance_group"] = [{"kind": "KIND_CPU", "count": instances}]
     inputs, outputs = signature_of(config)
     folder = artifact.path.absolute().parent
     repository = folder.parent if folder.name == artifact.version else folder
     return TritonStart(json.dumps(told), artifact.version, str(repository), inputs, outputs)
+
+
+def instance_name(model: str, config: dict[str, Any], place: int) -> str:
+    """What Triton calls the instance ``place``: after its group, and its number there."""
+    groups = config.get("instance_group") or [{}]
+    left = place
+    for number, group in enumerate(groups):
+        count = max(1, int(group.get("count", 1)))
+        if left < count:
+            name = str(group.get("name") or f"{model}_{number}")
+            return name if count == 1 else f"{name}_{left}"
+        left -= count
+    return f"{model}_{len(groups) - 1}_{place}"
 
 
 def signature_of(config: ModelConfig) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -103,7 +103,8 @@ def _serve(channel: Channel, start: Start, arguments: ChildArguments) -> None:
 
 def _serve_triton(channel: Channel, start: Start, told: TritonStart) -> None:
     try:
-        child = Child(Path(start.path), start.model, told)
+        most = start.options.max_shared_bytes
+        child = Child(Path(start.path), start.model, told, max_shared_bytes=most)
         channel.send(child.started())
     except (ModelLoadError, InferenceFailed) as error:
         channel.send(_refusal(error))

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
 from headrace.errors import InferenceFailed
-from headrace.runtimes.base import Artifact, Emit, InstanceConfig, ModelRequest, ShapePolicy
+from headrace.runtimes.base import (
+    Artifact,
+    Emit,
+    Emitted,
+    InstanceConfig,
+    ModelRequest,
+    ShapePolicy,
+)
 from headrace.runtimes.host import Host
 from headrace.runtimes.python.child import Child, ChildSpec
 from headrace.runtimes.python.options import PythonOptions
 from headrace.runtimes.python.pinned import Place
 from headrace.runtimes.python.supervisor import Supervisor
 from headrace.runtimes.python.triton.peer import Peer
+from headrace.runtimes.python.triton.watch import Watch
 from headrace.runtimes.python.triton_start import start_of
 from headrace.types import TensorSpec
+
+PATIENCE_S = 60.0
+"""How long a request that is made up, of a warm-up, may take after ``execute`` has returned."""
 
 
 class TritonModel:
@@ -32,7 +43,7 @@ class TritonModel:
             artifact.path.absolute(),
             options,
             config.threads,
-            triton=start_of(artifact),
+            triton=start_of(artifact, config.concurrency),
         )
         self._name = artifact.name
         self._supervisor = Supervisor(spec, children=config.concurrency)
@@ -47,6 +58,7 @@ class TritonModel:
         self._host: Host | None = None
         self._lock = threading.Lock()
         self._peers: dict[Child, Peer] = {}
+        self._watch = Watch(f"headrace-watch-{artifact.name}")
 
     def attach(self, host: Host) -> None:
         """The model may call others through ``host``."""
@@ -54,7 +66,9 @@ class TritonModel:
 
     def execute(self, inputs: Sequence[np.ndarray | None]) -> list[np.ndarray]:
         """One request of its own: for warm-up."""
-        return execute_one(self.execute_requests, inputs, self.outputs, self._name)
+        return execute_one(
+            self.execute_requests, inputs, self.outputs, self._name, decoupled=self.decoupled
+        )
 
     def execute_requests(self, requests: Sequence[ModelRequest], emit: Emit) -> None:
         """See :class:`headrace.runtimes.base.RequestModel`."""
@@ -83,12 +97,20 @@ class TritonModel:
             if found is None:
                 for gone in [each for each, peer in self._peers.items() if peer.gone]:
                     del self._peers[gone]
-                found = self._peers[child] = Peer(child, self.inputs, self.outputs, self._host)
+                found = self._peers[child] = Peer(
+                    child, self.inputs, self.outputs, lambda: self._host, self._watch
+                )
             return found
 
     def unload(self) -> None:
         """Ends the children, after their ``finalize``."""
         self._supervisor.stop()
+        with self._lock:
+            peers = list(self._peers.values())
+            self._peers.clear()
+        self._watch.close()
+        for peer in peers:
+            peer.close()
 
 
 class PinnedTriton:
@@ -119,7 +141,9 @@ class PinnedTriton:
 
     def execute(self, inputs: Sequence[np.ndarray | None]) -> list[np.ndarray]:
         """One request of its own."""
-        return execute_one(self.execute_requests, inputs, self.outputs, self._name)
+        return execute_one(
+            self.execute_requests, inputs, self.outputs, self._name, decoupled=self.decoupled
+        )
 
     def execute_requests(self, requests: Sequence[ModelRequest], emit: Emit) -> None:
         """See :class:`headrace.runtimes.base.RequestModel`."""
@@ -136,21 +160,29 @@ class PinnedTriton:
 
 
 def execute_one(
-    execute_requests: object,
+    execute_requests: Callable[[Sequence[ModelRequest], Emit], None],
     inputs: Sequence[np.ndarray | None],
     outputs: Sequence[TensorSpec],
     name: str,
+    *,
+    decoupled: bool,
 ) -> list[np.ndarray]:
-    """Runs one request for its arrays.
+    """Runs one request for its arrays; of several answers the first.
 
     Raises:
         InferenceFailed: the model failed, or left an output out.
     """
     answers: list[object] = []
-    assert callable(execute_requests)
-    execute_requests(
-        [ModelRequest(-1, inputs)], lambda _key, answer, _final: answers.append(answer)
-    )
+    over = threading.Event()
+
+    def emit(_key: int, answer: Emitted, final: bool) -> None:
+        answers.append(answer)
+        if final:
+            over.set()
+
+    execute_requests([ModelRequest(-1, inputs)], emit)
+    if decoupled and not over.wait(PATIENCE_S):
+        raise InferenceFailed(f"model '{name}' did not end its answers", model=name)
     for answer in answers:
         if isinstance(answer, Exception):
             raise answer

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import queue
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from headrace.runtimes.python.triton import codes
 from headrace.types import DATATYPE_OF
 
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_START = 1
@@ -26,14 +27,14 @@ class TritonModelException(Exception):
 class TritonError:
     """The error of one response."""
 
-    UNKNOWN = 0
-    INTERNAL = 1
-    NOT_FOUND = 2
-    INVALID_ARG = 3
-    UNAVAILABLE = 4
-    UNSUPPORTED = 5
-    ALREADY_EXISTS = 6
-    CANCELLED = 7
+    UNKNOWN = codes.UNKNOWN
+    INTERNAL = codes.INTERNAL
+    NOT_FOUND = codes.NOT_FOUND
+    INVALID_ARG = codes.INVALID_ARG
+    UNAVAILABLE = codes.UNAVAILABLE
+    UNSUPPORTED = codes.UNSUPPORTED
+    ALREADY_EXISTS = codes.ALREADY_EXISTS
+    CANCELLED = codes.CANCELLED
 
     def __init__(self, message: str, code: int = INTERNAL) -> None:
         self._message = str(message)
@@ -55,6 +56,7 @@ class Tensor:
     """A named array."""
 
     def __init__(self, name: str, data: Any, _datatype: str = "") -> None:
+        name = _text(name)
         if not isinstance(data, np.ndarray):
             raise TritonModelException(f"tensor {name!r} must be made of a numpy array")
         if data.dtype.kind in "SU":
@@ -146,8 +148,16 @@ class InferenceResponse:
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
         self._tensors = list(output_tensors)
+        for tensor in self._tensors:
+            if not isinstance(tensor, Tensor):
+                raise TritonModelException(f"expected a Tensor, got {type(tensor).__name__}")
         self._error = TritonError(error) if isinstance(error, str) else error
         self._parameters = dict(parameters or {})
+        for name, value in self._parameters.items():
+            if not isinstance(name, str) or not isinstance(value, bool | int | str):
+                raise TritonModelException(
+                    f"parameter {name!r} is {type(value).__name__}, expected bool, int or str"
+                )
 
     def output_tensors(self) -> list[Tensor]:
         """The tensors."""
@@ -165,22 +175,25 @@ class InferenceResponse:
         """As JSON text, as Triton has it."""
         return json.dumps(self._parameters)
 
+    @property
+    def parameter_values(self) -> dict[str, Any]:
+        """Not as text."""
+        return self._parameters
+
 
 class Session(Protocol):
     """What requests and responses need of the child."""
 
-    def send(self, key: int, response: InferenceResponse | None, *, final: bool) -> None:
-        """One answer to the request ``key``."""
-        ...
-
-    def is_cancelled(self, key: int) -> bool:
-        """Whether nobody waits for ``key`` any more."""
+    def send(
+        self, request: InferenceRequest, response: InferenceResponse | None, *, final: bool
+    ) -> None:
+        """One answer to a request."""
         ...
 
     def call(
         self, request: InferenceRequest, each: Callable[[InferenceResponse, bool], None]
-    ) -> None:
-        """Asks another model; ``each(response, final)`` on another thread."""
+    ) -> Callable[[], None]:
+        """Asks another model; ``each(response, final)`` on another thread. What ends it."""
         ...
 
     def is_ready(self, model: str, version: str) -> bool:
@@ -189,28 +202,41 @@ class Session(Protocol):
 
 
 class InferenceResponseSender:
-    """The way to any number of answers to one request; any thread, at any time."""
+    """The way to the answers to one request: any number, where the model is decoupled.
 
-    def __init__(self, session: Session, key: int) -> None:
+    Any thread, at any time.
+    """
+
+    def __init__(self, session: Session, request: InferenceRequest) -> None:
         self._session = session
-        self._key = key
-        self._final = False
+        self._request = request
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
-        """One more answer; ``flags`` TRITONSERVER_RESPONSE_COMPLETE_FINAL makes it the last."""
-        if self._final:
-            raise TritonModelException("Unable to send response. Response sender has been closed.")
-        final = bool(flags & TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        """One more answer; ``flags`` TRITONSERVER_RESPONSE_COMPLETE_FINAL makes it the last.
+
+        Raises:
+            TritonModelException: there is nothing to say, or the last one was sent.
+        """
+        if flags not in (0, TRITONSERVER_RESPONSE_COMPLETE_FINAL):
+            raise TritonModelException("Unable to send response. Unsupported flag provided.")
+        final = bool(flags)
         if response is None and not final:
             raise TritonModelException(
                 "Inference Response object must be provided when the response flags is set to zero."
             )
-        self._final = final
-        self._session.send(self._key, response, final=final)
+        self._session.send(self._request, response, final=final)
 
     def is_cancelled(self) -> bool:
         """Whether the client has left."""
-        return self._session.is_cancelled(self._key)
+        return self._request.is_cancelled()
+
+
+class InferenceTrace:
+    """The trace of a request, which is not followed into models."""
+
+    def get_context(self) -> str | None:
+        """None: there is no context."""
+        return None
 
 
 class InferenceRequest:
@@ -230,23 +256,32 @@ class InferenceRequest:
         trace: Any = None,
         parameters: Mapping[str, Any] | str | None = None,
     ) -> None:
-        self._id = request_id
-        self._correlation_id = correlation_id
+        self._id = _text(request_id)
+        is_text = isinstance(correlation_id, str | bytes)
+        self._correlation_id = _text(correlation_id) if is_text else int(correlation_id)
         self._inputs = list(inputs)
-        self._outputs = list(requested_output_names)
-        self._model_name = model_name
-        self._model_version = model_version
-        self._flags = flags
-        self._timeout = timeout
+        for tensor in self._inputs:
+            if not isinstance(tensor, Tensor):
+                raise TritonModelException(f"expected a Tensor, got {type(tensor).__name__}")
+        self._outputs = [_text(name) for name in requested_output_names]
+        self._model_name = _text(model_name)
+        self._model_version = int(model_version)
+        self._flags = int(flags)
+        self._timeout = int(timeout)
         self._preferred_memory = preferred_memory
-        self._trace = trace
+        self._trace = InferenceTrace() if trace is None else trace
         given = json.loads(parameters) if isinstance(parameters, str) else dict(parameters or {})
         self._parameters: dict[str, Any] = given
         self._priority = 0
+        self._sender: InferenceResponseSender | None = None
+        # Of the child, for a request that it was given.
         self.session: Session | None = None
         self.key = 0
-        self.decoupled = False
         self.again = False
+        self.cancelled = False
+        self.answered = False
+        self.told = False
+        self.closed = False
 
     def inputs(self) -> list[Tensor]:
         """The tensors."""
@@ -306,16 +341,24 @@ class InferenceRequest:
 
     def is_cancelled(self) -> bool:
         """Whether the client has left."""
-        return self.session is not None and self.session.is_cancelled(self.key)
+        return self.cancelled
+
+    @property
+    def sender_taken(self) -> bool:
+        """Whether the model means to answer by a sender."""
+        return self._sender is not None
 
     def get_response_sender(self) -> InferenceResponseSender:
-        """The way to this request's answers. Raises TritonModelException: it has but one."""
-        if self.session is None or not self.decoupled:
-            raise TritonModelException(
-                "'get_response_sender' function must be called only when the model is using the "
-                "decoupled transaction policy."
-            )
-        return InferenceResponseSender(self.session, self.key)
+        """The way to this request's answers; the same one each time.
+
+        Raises:
+            TritonModelException: the request is the model's own.
+        """
+        if self._sender is None:
+            if self.session is None:
+                raise TritonModelException("a request to another model has no response sender")
+            self._sender = InferenceResponseSender(self.session, self)
+        return self._sender
 
     def set_release_flags(self, flags: int) -> None:
         """What becomes of it when ``execute`` returns: RESCHEDULE runs it again.
@@ -327,62 +370,87 @@ class InferenceRequest:
 
     def exec(self, decoupled: bool = False) -> Any:
         """Asks the model that it names: its response, or an iterator of responses."""
-        return Responses(call_later(self)) if decoupled else call_later(self).single()
+        responses = ResponseIterator(self)
+        return responses if decoupled else _sole(list(responses))
 
-    def async_exec(self, decoupled: bool = False) -> Any:
-        """The same, to be awaited."""
+    def async_exec(self, decoupled: bool = False) -> Awaitable[Any]:
+        """The same, to be awaited; it is asked at once.
 
-        async def wait() -> Any:
-            return await asyncio.to_thread(self.exec, decoupled)
+        Raises:
+            RuntimeError: there is no event loop running.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        if decoupled:
+            future.set_result(ResponseIterator(self))
+            return future
+        answers: list[InferenceResponse] = []
 
-        return wait()
+        def set_result() -> None:
+            if not future.done():
+                future.set_result(_sole(answers))
+
+        def each(response: InferenceResponse, final: bool) -> None:
+            answers.append(response)
+            if final:
+                try:
+                    loop.call_soon_threadsafe(set_result)
+                except RuntimeError:
+                    pass  # the loop is closed: nobody is left to be told
+
+        end = _ask(self, each)
+        future.add_done_callback(lambda done: end() if done.cancelled() else None)
+        return future
 
 
-class _Pending:
+class ResponseIterator:
     """The answers of another model, as they come."""
 
-    def __init__(self) -> None:
-        import queue
-
+    def __init__(self, request: InferenceRequest) -> None:
         self._answers: queue.SimpleQueue[tuple[InferenceResponse, bool]] = queue.SimpleQueue()
-
-    def each(self, response: InferenceResponse, final: bool) -> None:
-        self._answers.put((response, final))
-
-    def single(self) -> InferenceResponse:
-        answers = [response for response in self if response.output_tensors() or response.error()]
-        if len(answers) != 1:
-            raise TritonModelException(
-                f"expected one response of the model, got {len(answers)}; exec(decoupled=True) "
-                "takes any number"
-            )
-        return answers[0]
+        self._final = False
+        self._end = _ask(request, lambda response, final: self._answers.put((response, final)))
 
     def __iter__(self) -> Iterator[InferenceResponse]:
-        final = False
-        while not final:
-            response, final = self._answers.get()
-            yield response
+        return self
+
+    def __next__(self) -> InferenceResponse:
+        if self._final:
+            raise StopIteration
+        response, self._final = self._answers.get()
+        return response
+
+    def cancel(self) -> None:
+        """The model need not go on; what it has answered already is still there to be read."""
+        if not self._final:
+            self._end()
+            error = TritonError("the request was cancelled", TritonError.CANCELLED)
+            self._answers.put((InferenceResponse(error=error), True))
 
 
-class Responses:
-    """An iterator over the answers of a decoupled model."""
+def _sole(answers: Sequence[InferenceResponse]) -> InferenceResponse:
+    """The one answer among those of a model that may give several, or why there is none."""
+    told = [each for each in answers if each.has_error() or each.output_tensors()]
+    if len(told) == 1:
+        return told[0]
+    if len(answers) == 1:
+        return answers[0]  # a model without outputs, or with none asked for
+    error = f"expected one response, got {len(told)}; exec(decoupled=True) takes any number"
+    return InferenceResponse(error=TritonError(error, TritonError.UNSUPPORTED))
 
-    def __init__(self, pending: _Pending) -> None:
-        self._answers = iter(pending)
 
-    def __iter__(self) -> Iterator[InferenceResponse]:
-        return self._answers
+def _ask(
+    request: InferenceRequest, each: Callable[[InferenceResponse, bool], None]
+) -> Callable[[], None]:
+    """Asks another model, and says what ends that."""
+    if not SESSIONS:
+        raise TritonModelException("other models can only be called from a model that is served")
+    return SESSIONS[-1].call(request, each)
 
 
-def call_later(request: InferenceRequest) -> _Pending:
-    """Asks another model; its answers as they come. Raises TritonModelException."""
-    session = SESSIONS[-1] if SESSIONS else None
-    if session is None:
-        raise TritonModelException("other models can only be called while this one is served")
-    pending = _Pending()
-    session.call(request, pending.each)
-    return pending
+def _text(value: Any) -> str:
+    """As Triton takes it: names may be an element of a BYTES tensor."""
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 SESSIONS: list[Session] = []

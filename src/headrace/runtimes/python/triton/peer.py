@@ -1,23 +1,28 @@
 """One child of a Triton model, seen from the server: what it is asked, and what it says.
 
-A thread of its own receives. Whoever executes waits for the end of ``execute``; answers go to
-whoever asked as they come, perhaps long after.
+Whoever executes reads what the child says until ``execute`` is over; the model's watch reads at
+all other times. Answers go to whoever asked as they come, perhaps long after. What the event
+loop has to say to the child is sent by a thread: a child that is stopped or stuck does not read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
 from headrace.errors import HeadraceError, InferenceFailed
-from headrace.runtimes.base import Emit, Emitted, ModelRequest
-from headrace.runtimes.host import Host
+from headrace.runtimes.base import Emit, Emitted, ModelRequest, Outputs
+from headrace.runtimes.host import Host, HostCalled
 from headrace.runtimes.python.child import Child
 from headrace.runtimes.python.messages import Disconnected
+from headrace.runtimes.python.triton.codes import INTERNAL, UNSUPPORTED, code_of, error_of
+from headrace.runtimes.python.triton.watch import Turns, Watch
 from headrace.runtimes.python.triton.wire import (
     Answer,
     Cancel,
@@ -25,11 +30,13 @@ from headrace.runtimes.python.triton.wire import (
     Executed,
     HostAnswer,
     HostCall,
+    HostCancel,
     Line,
+    Measured,
     Outbox,
     RequestInfo,
-    TensorInfo,
     ToServer,
+    fitting,
     read_tensor,
 )
 from headrace.types import (
@@ -51,7 +58,8 @@ class Peer:
     Args:
         child: it.
         inputs, outputs: the model's signature.
-        host: through which the model may call others; None where it may not.
+        host: through which the model may call others; None as long as it may not.
+        watch: reads when nobody executes.
     """
 
     def __init__(
@@ -59,75 +67,68 @@ class Peer:
         child: Child,
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
-        host: Host | None,
+        host: Callable[[], Host | None],
+        watch: Watch,
     ) -> None:
         self._child = child
         self._model = child.spec.model
+        told = child.spec.triton
+        self._version = "" if told is None else told.version
         self._inputs = inputs
         self._outputs = {spec.name: (i, spec) for i, spec in enumerate(outputs)}
         self._host = host
-        self._line = Line(child.channel.duplicate(), ToServer)
+        most = child.spec.options.max_shared_bytes
+        self._line = Line(child.channel.duplicate(), ToServer, max_bytes=most)
         self._lock = threading.Lock()
         self._open: dict[int, Emit] = {}
-        self._executed = threading.Event()
-        self._outcome: Executed | None = None  # set by the receiving thread
+        self._running: frozenset[int] = frozenset()  # the keys of the execute() under way
+        self._calls: dict[int, HostCalled | None] = {}  # to other models, under way
+        self._outgoing: SimpleQueue[tuple[Any, Sequence[Tensor]] | None] = SimpleQueue()
+        self._sender: threading.Thread | None = None
         self.gone = False
-        self._thread = threading.Thread(
-            target=self._receive, name=f"headrace-peer-{child.pid}", daemon=True
-        )
-        self._thread.start()
+        self._turns = Turns(watch, self._line.fileno(), lambda: self._receive(wait=False))
 
     def execute(self, requests: Sequence[ModelRequest], emit: Emit) -> None:
         """One ``execute``; one caller at a time. As ``RequestModel.execute_requests``."""
-        self._begin()
-        keys = [request.key for request in requests]
+        keys = frozenset(request.key for request in requests)
         with self._lock:
             self._open.update(dict.fromkeys(keys, emit))
+            self._running = keys
             gone = self.gone
-        outbox = Outbox()
-        infos = [self._info(request, outbox) for request in requests]
+        outcome: Executed | None = None
         try:
-            if gone:
-                raise Disconnected("it died before")
-            self._line.send(Execute(infos), outbox)
-        except Disconnected as error:
-            self._forget(keys)
-            raise self._child.obituary() from error
-        self._executed.wait()
-        outcome: Executed | None = self._outcome
+            if not gone:
+                outbox = Outbox()
+                infos = [self._info(request, outbox) for request in requests]
+                with self._turns:
+                    self._line.send(Execute(infos), outbox)
+                    outcome = self._read_until_executed()
+        except Disconnected:
+            pass
+        finally:
+            self._turns.leave()
+            forget = keys if outcome is None or outcome.error else outcome.again
+            with self._lock:
+                self._running = frozenset()
+                for key in forget:
+                    self._open.pop(key, None)
         if outcome is None:
-            self._forget(keys)
             raise self._child.obituary()
-        self._forget(outcome.again)
         if outcome.error:
-            self._forget(keys)
             if outcome.traceback:
                 _LOG.error("model %s: %s\n%s", self._model, outcome.error, outcome.traceback)
-            raise InferenceFailed(
-                f"Failed to process the request(s) for model instance '{self._model}', message: "
-                f"{outcome.error}",
-                model=self._model,
-            )
-
-    def _begin(self) -> None:
-        self._executed.clear()
-        self._outcome = None
+            raise InferenceFailed(outcome.error, model=self._model)
 
     def cancel(self, key: int) -> bool:
-        """Tells the child that nobody waits for ``key``; False if it is not known here."""
-        with self._lock:
-            if key not in self._open:
-                return False
-        try:
-            self._line.send(Cancel(key))
-        except Disconnected:
-            pass  # it will be told in another way
-        return True
+        """Tells the child that nobody waits for ``key``; False if it is not known here.
 
-    def _forget(self, keys: Sequence[int]) -> None:
+        Any thread; does not wait. What the child says of ``key`` from now on goes nowhere.
+        """
         with self._lock:
-            for key in keys:
-                self._open.pop(key, None)
+            if self._open.pop(key, None) is None:
+                return False
+        self._post(Cancel(key))
+        return True
 
     def _info(self, request: ModelRequest, outbox: Outbox) -> RequestInfo:
         flags = (_START if request.sequence_start else 0) | (_END if request.sequence_end else 0)
@@ -147,37 +148,67 @@ class Peer:
             request.timeout_ns // 1000,
         )
 
-    # -- the receiving thread --------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------
 
-    def _receive(self) -> None:
+    def _read_until_executed(self) -> Executed | None:
+        """Reads what comes until ``execute`` is over. None: the child is gone."""
+        while not self.gone:
+            received = self._receive(wait=True)
+            if isinstance(received, Executed):
+                return received
+        return None
+
+    def _receive(self, *, wait: bool) -> Any:
+        """Reads one message and does what it says; the message."""
         try:
-            while True:
-                message, buffer = self._line.receive()
-                if isinstance(message, Answer):
-                    self._on_answer(message, buffer)
-                elif isinstance(message, Executed):
-                    self._outcome = message
-                    self._executed.set()
-                else:
-                    self._on_call(message, buffer)
+            received = self._line.receive(wait=wait)
+            if received is None:
+                return None
+            message, buffer = received
+            if isinstance(message, Executed):
+                for answer in message.answers:
+                    self._on_answer(answer, buffer)
+                for measured in message.measured:
+                    self._on_call(measured, buffer)
+            elif isinstance(message, Answer):
+                self._on_answer(message, buffer)
+            else:
+                self._on_call(message, buffer)
+            return message
         except Disconnected:
-            pass
+            self._end()
         except Exception:  # noqa: BLE001 - whatever it sent, the others must be told
             _LOG.exception("model %s: its child is not understood", self._model)
-            self._child.kill()
-        self._end()
+            with contextlib.suppress(OSError):  # it is closed already
+                self._child.kill()
+            self._end()
+        return None
+
+    def close(self) -> None:
+        """The child has been ended, and nobody executes any more."""
+        with self._turns:
+            if not self.gone:
+                self._end()
 
     def _end(self) -> None:
-        """The child is gone: whoever still waits for an answer is told so."""
+        """The child is gone: whoever still waits for an answer is told so; what is running is
+        left to whoever executes.
+        """
         with self._lock:
             self.gone = True
-            open_, self._open = self._open, {}
-        waiting = not self._executed.is_set()
-        if open_ and not waiting:
+            left = {k: emit for k, emit in self._open.items() if k not in self._running}
+            self._open = {}
+            calls = [call for call in self._calls.values() if call is not None]
+            self._calls = {}
+            self._outgoing.put(None)
+        for call in calls:
+            call.cancel()
+        if left:
             died = self._child.obituary()
-            for key, emit in open_.items():
+            for key, emit in left.items():
                 emit(key, died, True)
-        self._executed.set()
+        self._turns.end()
+        self._line.hang_up()
         self._line.close()
 
     def _on_answer(self, answer: Answer, buffer: Any) -> None:
@@ -187,8 +218,8 @@ class Peer:
             emit(answer.key, self._read(answer, buffer), answer.final)
 
     def _read(self, answer: Answer, buffer: Any) -> Emitted:
-        if answer.error:
-            return InferenceFailed(answer.error, code="model_error", model=self._model)
+        if answer.error is not None:
+            return error_of(answer.code, answer.error, self._model)
         if answer.outputs is None:
             return None
         arrays: list[np.ndarray | None] = [None] * len(self._outputs)
@@ -197,7 +228,8 @@ class Peer:
             if known is None:
                 continue  # as Triton: what the configuration does not name is not sent
             index, spec = known
-            if info.datatype != spec.datatype:
+            array = fitting(read_tensor(info, buffer), info.datatype, spec.datatype)
+            if array is None:
                 return InferenceFailed(
                     f"model '{self._model}' returned output '{info.name}' as {info.datatype}, "
                     f"expected {spec.datatype}",
@@ -205,49 +237,68 @@ class Peer:
                     model=self._model,
                     output=info.name,
                 )
-            # A copy where the packet's own memory is used again is not needed: it is not.
-            arrays[index] = read_tensor(info, buffer)
-        return arrays
+            arrays[index] = array
+        return Outputs(arrays, answer.parameters) if answer.parameters else arrays
 
     # -- the model calls another -----------------------------------------------------------------
 
-    def _on_call(self, call: HostCall, buffer: Any) -> None:
-        host = self._host
+    def _on_call(self, message: HostCall | HostCancel | Measured, buffer: Any) -> None:
+        host = self._host()
         if host is None:
-            self._reply(call.call, error="models cannot call one another here")
-            return
-        if call.question == "ready":
-            ready = host.is_ready(call.model, call.version)
-            self._reply(call.call, error="" if ready else "not ready")
-            return
-        info = call.request
-        request = InferenceRequest(
-            call.model,
-            [
-                Tensor(each.name, each.datatype, each.shape, read_tensor(each, buffer))
-                for each in info.inputs
-            ],
-            call.version,
-            info.id,
-            None if info.outputs is None else [RequestedOutput(name) for name in info.outputs],
-            info.parameters or None,
-            info.timeout_us * 1000,
-            info.priority,
-        )
-        request.sequence_id = info.sequence_id
-        request.sequence_start = bool(info.flags & _START)
-        request.sequence_end = bool(info.flags & _END)
-        host.submit(request, _HostReply(self, call.call))
+            if isinstance(message, HostCall):
+                error = "models cannot call one another here"
+                self._post(HostAnswer(message.call, (), error, True, UNSUPPORTED))
+        elif isinstance(message, Measured):
+            host.measured(self._model, self._version, self._child.place, message)
+        elif isinstance(message, HostCancel):
+            with self._lock:
+                call = self._calls.pop(message.call, None)
+            if call is not None:
+                call.cancel()
+        elif message.question == "ready":
+            ready = host.is_ready(message.model, message.version)
+            self._post(HostAnswer(message.call, (), None if ready else "not ready", True))
+        else:
+            self._calls[message.call] = None
+            called = host.submit(_request_of(message, buffer), _HostReply(self, message.call))
+            with self._lock:
+                if message.call in self._calls:  # it may have ended already
+                    self._calls[message.call] = called
 
-    def _reply(
-        self, call: int, outputs: Sequence[Tensor] = (), *, error: str = "", final: bool = True
-    ) -> None:
-        outbox = Outbox()
-        infos: tuple[TensorInfo, ...] = tuple(
-            outbox.add(tensor.name, tensor.datatype, tensor.data) for tensor in outputs
-        )
+    def reply(self, answer: HostAnswer, outputs: Sequence[Tensor] = ()) -> None:
+        """Tells the model what another one answered. On the event loop; does not wait."""
+        if answer.final:
+            with self._lock:
+                self._calls.pop(answer.call, None)
+        self._post(answer, outputs)
+
+    # -- the sending thread ----------------------------------------------------------------------
+
+    def _post(self, message: Any, outputs: Sequence[Tensor] = ()) -> None:
+        """Sends it soon: a child that does not read must not hold up who has something for it."""
+        with self._lock:
+            if self.gone:
+                return
+            if self._sender is None:
+                self._sender = threading.Thread(
+                    target=self._send, name=f"headrace-to-peer-{self._child.pid}", daemon=True
+                )
+                self._sender.start()
+            self._outgoing.put((message, outputs))
+
+    def _send(self) -> None:
         try:
-            self._line.send(HostAnswer(call, infos, error, final), outbox)
+            while (posted := self._outgoing.get()) is not None:
+                message, outputs = posted
+                outbox = Outbox()
+                if outputs:
+                    message.outputs = tuple(
+                        outbox.add(tensor.name, tensor.datatype, tensor.data) for tensor in outputs
+                    )
+                try:
+                    self._line.send(message, outbox)
+                except InferenceFailed as error:  # it is too large
+                    self._line.send(HostAnswer(message.call, (), error.message, True, INTERNAL))
         except Disconnected:
             pass  # it died; there is nobody to tell
 
@@ -260,10 +311,34 @@ class _HostReply:
         self._call = call
 
     def part(self, response: InferenceResponse) -> None:
-        self._peer._reply(self._call, response.outputs, final=False)
+        self._peer.reply(self._answer(response, final=False), response.outputs)
 
     def complete(self, response: InferenceResponse, _record: object) -> None:
-        self._peer._reply(self._call, response.outputs)
+        self._peer.reply(self._answer(response, final=True), response.outputs)
 
     def fail(self, error: HeadraceError) -> None:
-        self._peer._reply(self._call, error=error.message)
+        self._peer.reply(HostAnswer(self._call, (), error.message, True, code_of(error)))
+
+    def _answer(self, response: InferenceResponse, *, final: bool) -> HostAnswer:
+        return HostAnswer(self._call, (), None, final, 0, response.parameters or {})
+
+
+def _request_of(call: HostCall, buffer: Any) -> InferenceRequest:
+    info = call.request
+    request = InferenceRequest(
+        call.model,
+        [
+            Tensor(each.name, each.datatype, each.shape, read_tensor(each, buffer))
+            for each in info.inputs
+        ],
+        call.version,
+        info.id,
+        None if info.outputs is None else [RequestedOutput(name) for name in info.outputs],
+        info.parameters or None,
+        info.timeout_us * 1000,
+        info.priority,
+    )
+    request.sequence_id = info.sequence_id
+    request.sequence_start = bool(info.flags & _START)
+    request.sequence_end = bool(info.flags & _END)
+    return request

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.runtimes.python.triton import model_config, objects
+from headrace.runtimes.python.triton import metrics, model_config, objects
 from headrace.runtimes.python.triton.objects import (
     DATATYPE_NUMBERS,
     SESSIONS,
@@ -40,7 +40,10 @@ def get_input_tensor_by_name(request: InferenceRequest, name: str) -> Tensor | N
 
 
 def get_output_tensor_by_name(response: InferenceResponse, name: str) -> Tensor | None:
-    """The output of this name, or None."""
+    """The output of this name, or None. Raises TritonModelException: the response is an error."""
+    error = response.error()
+    if error is not None:
+        raise TritonModelException(error.message())
     return next((tensor for tensor in response.output_tensors() if tensor.name() == name), None)
 
 
@@ -76,17 +79,15 @@ def triton_string_to_numpy(triton_type_string: str) -> Any:
     return None if name is None else np.object_ if name == "BYTES" else DTYPE_OF[name].type
 
 
-def serialize_byte_tensor(input_tensor: np.ndarray) -> np.ndarray | None:
-    """BYTES elements with their lengths, as an array of one object."""
-
+def serialize_byte_tensor(input_tensor: np.ndarray) -> np.ndarray:
+    """BYTES elements with their lengths, as an array of one object; of none if it is empty."""
     if not input_tensor.size:
-        return None
+        return np.empty([0], dtype=object)
     return np.asarray(to_bytes(input_tensor), dtype=object)
 
 
 def deserialize_bytes_tensor(encoded_tensor: Any) -> np.ndarray:
-    """The reverse."""
-
+    """The reverse, of the bytes: an array of one dimension."""
     return from_bytes(encoded_tensor, (-1,))
 
 
@@ -98,29 +99,35 @@ def get_model_dir() -> str:
 _MODEL_DIR: list[str] = []
 
 
-def is_model_ready(name: str, version: str = "") -> bool:
+def is_model_ready(model_name: str, model_version: str = "") -> bool:
     """Whether another model can be asked."""
-    return bool(SESSIONS) and SESSIONS[-1].is_ready(name, version)
+    return bool(SESSIONS) and SESSIONS[-1].is_ready(model_name, model_version)
 
 
-def load_model(name: str, files: Any = None, config: Any = None) -> None:
-    """Not from within a model: ``headrace`` is told by its operator what to load."""
-    del files, config
-    raise TritonModelException(f"model '{name}' cannot be loaded by another model here")
+def load_model(model_name: str, config: Any = "", files: Any = None) -> None:
+    """Not from within a model: ``headrace`` is told by its operator what to load.
+
+    Raises:
+        TritonModelException: always.
+    """
+    del config, files
+    raise TritonModelException(f"model '{model_name}' cannot be loaded by another model here")
 
 
-def unload_model(name: str, unload_dependents: bool = False) -> None:
+def unload_model(model_name: str, unload_dependents: bool = False) -> None:
     """As :func:`load_model`."""
     del unload_dependents
-    raise TritonModelException(f"model '{name}' cannot be unloaded by another model here")
+    raise TritonModelException(f"model '{model_name}' cannot be unloaded by another model here")
 
 
 class PreferredMemory:
     """Where a caller would like outputs; there is main memory only."""
 
-    def __init__(self, memory_type: int = TRITONSERVER_MEMORY_CPU, memory_type_id: int = 0) -> None:
-        self.memory_type = memory_type
-        self.memory_type_id = memory_type_id
+    def __init__(
+        self, preferred_memory_type: int = TRITONSERVER_MEMORY_CPU, preferred_device_id: int = 0
+    ) -> None:
+        self.preferred_memory_type = preferred_memory_type
+        self.preferred_device_id = preferred_device_id
 
 
 class Logger:
@@ -156,7 +163,7 @@ class Logger:
 def install(session: Session, folder: str) -> types.ModuleType:
     """Makes ``import triton_python_backend_utils`` work in this process."""
     module = types.ModuleType(MODULE, __doc__)
-    for source in (objects, model_config, sys.modules[__name__]):
+    for source in (objects, model_config, metrics, sys.modules[__name__]):
         for name, value in vars(source).items():
             made_here = isinstance(value, type | types.FunctionType) and (
                 value.__module__ == source.__name__

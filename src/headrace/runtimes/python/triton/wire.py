@@ -2,17 +2,20 @@
 
 One packet is one message, msgpack, and the bytes of its tensors: behind it where they are few,
 else in a memory file of their own whose descriptor travels along (unix(7), SCM_RIGHTS). Such a
-file has one writer, one reader and no name; it is gone when the last array on it is.
+file has one writer, one reader and no name; it is gone when the last array on it is. A message
+that is too long for a packet is at the end of such a file itself.
 
 ::
 
     server                          child
       Execute          ->                     one at a time
                        <-  Answer*              of any request, at any time
-                       <-  Executed             execute() is over
+                       <-  Executed             execute() is over; what it returned
       Cancel           ->                     nobody waits for this request any more
                        <-  HostCall             the model calls another model
       HostAnswer*      ->
+                       <-  HostCancel           it waits for that no more
+                       <-  Measured*            a metric of the model's own has changed
       end of file      ->                     finalize(), and it exits
 """
 
@@ -30,6 +33,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from headrace.errors import InferenceFailed
 from headrace.runtimes.python.messages import Disconnected
 from headrace.types import DTYPE_OF
 
@@ -39,9 +43,15 @@ MAX_INLINE_BYTES = 48 * 1024
 _MAX_PACKET_BYTES = 192 * 1024
 """Linux's default buffer of a socket takes a packet of 208 KiB."""
 
+_RIGHTS_BYTES = socket.CMSG_LEN(array.array("i").itemsize)
+_BUFFERS_AT_ONCE = 512  # of the 1024 that the kernel takes
 _ALIGNMENT = 64
 _OBJECT = np.dtype(object)
 _HEAD_BYTES = 4
+_MAX_HEAD_BYTES = _MAX_PACKET_BYTES - MAX_INLINE_BYTES - _HEAD_BYTES
+_LENGTH_BYTES = 8
+_IN_FILE = (0).to_bytes(_HEAD_BYTES, "little")
+"""In place of a message's length: it is in the file, and its length is the rest of the packet."""
 
 
 class TensorInfo(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -81,32 +91,28 @@ class Cancel(msgspec.Struct, tag=True, array_like=True):
 
 
 class HostAnswer(msgspec.Struct, tag=True, array_like=True):
-    """One answer of another model. ``error`` "": there is none; ``final``: the last."""
+    """One answer of another model; ``final``: the last. ``code`` as in :class:`Answer`."""
 
     call: int
     outputs: tuple[TensorInfo, ...]
-    error: str
+    error: str | None
     final: bool
+    code: int = 0
+    parameters: dict[str, Any] = {}
 
 
 class Answer(msgspec.Struct, tag=True, array_like=True):
-    """One answer to ``key``, or (``outputs`` None) only the end of its answers."""
+    """One answer to ``key``, or (``outputs`` and ``error`` None) only the end of its answers.
+
+    ``code`` is TRITONSERVER_Error_Code, as ``TritonError`` has it.
+    """
 
     key: int
     outputs: tuple[TensorInfo, ...] | None
-    error: str
+    error: str | None
     final: bool
-
-
-class Executed(msgspec.Struct, tag=True, array_like=True):
-    """``execute`` returned; ``error`` and ``traceback`` if it raised.
-
-    ``again``: requests that are to be run again; nothing more is said of them now.
-    """
-
-    error: str
-    traceback: str
-    again: tuple[int, ...] = ()
+    code: int = 0
+    parameters: dict[str, Any] = {}
 
 
 class HostCall(msgspec.Struct, tag=True, array_like=True):
@@ -119,8 +125,43 @@ class HostCall(msgspec.Struct, tag=True, array_like=True):
     request: RequestInfo
 
 
+class HostCancel(msgspec.Struct, tag=True, array_like=True):
+    """The model does not wait for the answers to ``call`` any more."""
+
+    call: int
+
+
+class Measured(msgspec.Struct, tag=True, array_like=True):
+    """One series of the model's own metrics, as it is now.
+
+    ``counts`` and ``bounds`` are those of a histogram's buckets, ``value`` is its sum.
+    """
+
+    family: str
+    kind: str
+    description: str
+    labels: dict[str, str]
+    value: float
+    bounds: tuple[float, ...] = ()
+    counts: tuple[int, ...] = ()
+
+
+class Executed(msgspec.Struct, tag=True, array_like=True):
+    """``execute`` returned; ``error`` and ``traceback`` if it raised.
+
+    ``answers`` are those that it returned. ``again``: requests that are to be run again; nothing
+    more is said of them now. ``measured``: what it has changed.
+    """
+
+    error: str
+    traceback: str
+    again: tuple[int, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    measured: tuple[Measured, ...] = ()
+
+
 ToChild = Execute | Cancel | HostAnswer
-ToServer = Answer | Executed | HostCall
+ToServer = Answer | Executed | HostCall | HostCancel | Measured
 
 
 class Outbox:
@@ -152,10 +193,17 @@ class Outbox:
 
 
 class Line:
-    """One end of the socket. Any thread sends; one receives. Owns the socket."""
+    """One end of the socket. Any thread sends; one at a time receives. Owns the socket.
 
-    def __init__(self, end: socket.socket, incoming: Any) -> None:
+    Args:
+        end: a connected, blocking ``SOCK_SEQPACKET`` socket.
+        incoming: the union of messages that may arrive.
+        max_bytes: of the tensors of one message that is sent.
+    """
+
+    def __init__(self, end: socket.socket, incoming: Any, *, max_bytes: int) -> None:
         self._socket = end
+        self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode: Any = msgspec.msgpack.Decoder(incoming).decode
@@ -165,49 +213,76 @@ class Line:
         """Sends one message with its tensors.
 
         Raises:
-            Disconnected: nobody is there any more, or the message itself is too large.
+            Disconnected: nobody is there any more.
+            InferenceFailed: its tensors are larger than max_bytes, or there is no memory.
         """
         head = self._encode(message)
-        if len(head) + MAX_INLINE_BYTES > _MAX_PACKET_BYTES:
-            raise Disconnected(f"a message of {len(head)} bytes")
-        parts = [len(head).to_bytes(_HEAD_BYTES, "little"), head]
+        tensors = [] if outbox is None else outbox.buffers
+        size = 0 if outbox is None else outbox.size
+        if size > self._max_bytes:
+            raise InferenceFailed(
+                f"tensors of {size} bytes, and max_shared_bytes is {self._max_bytes}",
+                hint="raise max_shared_bytes in runtime_options",
+            )
+        long = len(head) > _MAX_HEAD_BYTES
+        if not long and size <= MAX_INLINE_BYTES:
+            if len(tensors) > _BUFFERS_AT_ONCE:
+                tensors = [b"".join(tensors)]
+            self._send([len(head).to_bytes(_HEAD_BYTES, "little"), head, *tensors])
+            return
+        file = _file_of([*tensors, head] if long else tensors)
         try:
-            if outbox is None or outbox.size <= MAX_INLINE_BYTES:
-                if outbox is not None:
-                    parts += outbox.buffers
-                with self._lock:
-                    self._socket.sendmsg(parts)
-                return
-            file = os.memfd_create("headrace-tensors", os.MFD_CLOEXEC)
-            try:
-                _write_all(file, outbox.buffers)
-                rights = array.array("i", [file])
-                with self._lock:
-                    self._socket.sendmsg(
-                        parts, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights.tobytes())]
-                    )
-            finally:
-                os.close(file)
+            if long:
+                self._send([_IN_FILE, len(head).to_bytes(_LENGTH_BYTES, "little")], file)
+            else:
+                self._send([len(head).to_bytes(_HEAD_BYTES, "little"), head], file)
+        finally:
+            os.close(file)
+
+    def _send(self, parts: list[Any], file: int = -1) -> None:
+        rights: list[Any] = []
+        if file >= 0:
+            content = array.array("i", [file]).tobytes()
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, content)]
+        try:
+            with self._lock:
+                self._socket.sendmsg(parts, rights)
         except OSError as error:
             raise Disconnected(str(error)) from error
 
-    def receive(self) -> tuple[Any, Any]:
-        """Waits for one message: the message, and the buffer with its tensors.
+    def fileno(self) -> int:
+        """The socket, for a :class:`.watch.Watch`."""
+        return self._socket.fileno()
+
+    def receive(self, *, wait: bool = True) -> tuple[Any, Any] | None:
+        """One message, and the buffer with its tensors; None: there is none, and no wait.
 
         Raises:
             Disconnected: the other side is gone, or sent what is no message.
         """
+        how = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
         try:
-            size, ancillary, _, _ = self._socket.recvmsg_into(
-                [self._buffer], socket.CMSG_LEN(array.array("i").itemsize)
+            size, ancillary, flags, _ = self._socket.recvmsg_into(
+                [self._buffer], _RIGHTS_BYTES, how
             )
             if not size:
                 raise Disconnected("end of file")
-            end = _HEAD_BYTES + int.from_bytes(self._buffer[:_HEAD_BYTES], "little")
-            message = self._decode(memoryview(self._buffer)[_HEAD_BYTES:end])
-            for _, _, rights in ancillary:
-                return message, _mapped(array.array("i", rights)[0])
-            return message, bytearray(memoryview(self._buffer)[end:size])
+            file = next((array.array("i", rights)[0] for _, _, rights in ancillary), -1)
+            mapped = None if file < 0 else _mapped(file)
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                raise Disconnected("a packet that is too large, or a file that did not arrive")
+            view = memoryview(self._buffer)
+            length = int.from_bytes(view[:_HEAD_BYTES], "little")
+            if length:
+                end = _HEAD_BYTES + length
+                message = self._decode(view[_HEAD_BYTES:end])
+                return message, bytearray(view[end:size]) if mapped is None else mapped
+            if mapped is None:
+                raise Disconnected("no message")
+            length = int.from_bytes(view[_HEAD_BYTES:size], "little")
+            return self._decode(mapped[len(mapped) - length :]), mapped
+        except BlockingIOError:
+            return None
         except (OSError, msgspec.MsgspecError, ValueError) as error:
             raise Disconnected(str(error)) from error
 
@@ -219,8 +294,9 @@ class Line:
             pass  # the other side was faster
 
     def close(self) -> None:
-        """Gives the socket back."""
-        self._socket.close()
+        """Gives the socket back. Only after :meth:`hang_up`, which ends a send under way."""
+        with self._lock:  # whoever sends must not meet another one's descriptor of this number
+            self._socket.close()
 
 
 def read_tensor(info: TensorInfo, buffer: Any) -> np.ndarray:
@@ -242,12 +318,39 @@ def read_tensor(info: TensorInfo, buffer: Any) -> np.ndarray:
     return np.frombuffer(buffer, dtype, count, info.offset).reshape(info.shape)
 
 
+def fitting(array: np.ndarray, datatype: str, expected: str) -> np.ndarray | None:
+    """``array`` as an output of the datatype that was declared.
+
+    The width of floats may differ, and that of integers where every value fits; bits in
+    ``uint16`` are BF16 too. None: it is of another kind.
+    """
+    if datatype == expected or (datatype, expected) == ("UINT16", "BF16"):
+        return array
+    target = DTYPE_OF[expected]
+    kinds = array.dtype.kind + target.kind
+    if "BF16" in (datatype, expected):
+        return None
+    if kinds == "ff":
+        with np.errstate(over="ignore"):  # to infinity, as arithmetic of that width would
+            return array.astype(target)
+    if kinds in ("ii", "iu", "ui", "uu"):
+        limits = np.iinfo(target)
+        if not array.size or (limits.min <= array.min() and array.max() <= limits.max):
+            return array.astype(target)
+    return None
+
+
 def to_bytes(data: np.ndarray) -> bytes:
-    """BYTES elements, each with its length in four bytes before it, little-endian."""
+    """BYTES elements, each with its length in four bytes before it, little-endian.
+
+    As Triton has it, what is not ``bytes`` is sent as its text.
+    """
     parts: list[bytes] = []
-    for element in data.ravel():
-        content = element.encode() if isinstance(element, str) else bytes(element)
-        parts += (len(content).to_bytes(4, "little"), content)
+    for element in data.ravel().tolist():
+        is_raw = isinstance(element, bytes | bytearray | memoryview)
+        content = bytes(element) if is_raw else str(element).encode()
+        parts.append(len(content).to_bytes(4, "little"))
+        parts.append(content)
     return b"".join(parts)
 
 
@@ -264,17 +367,33 @@ def from_bytes(content: Any, shape: Sequence[int]) -> np.ndarray:
     return made.reshape(tuple(shape))
 
 
+def _file_of(buffers: list[Any]) -> int:
+    """A memory file with these bytes.
+
+    Raises:
+        InferenceFailed: there is no memory, or no descriptor, for it.
+    """
+    file = -1
+    try:
+        file = os.memfd_create("headrace-tensors", os.MFD_CLOEXEC)
+        _write_all(file, buffers)
+    except OSError as error:
+        if file >= 0:
+            os.close(file)
+        raise InferenceFailed(f"tensors cannot be passed on: {error}") from error
+    return file
+
+
 def _write_all(file: int, buffers: list[Any]) -> None:
-    total = sum(map(len, buffers))
-    os.ftruncate(file, total)
-    written = 0
-    while buffers:
-        written = os.writev(file, buffers[:512])
-        while buffers and written >= len(buffers[0]):
-            written -= len(buffers[0])
-            buffers = buffers[1:]
+    os.ftruncate(file, sum(map(len, buffers)))
+    first = 0
+    while first < len(buffers):
+        written = os.writev(file, buffers[first : first + _BUFFERS_AT_ONCE])
+        while first < len(buffers) and written >= len(buffers[first]):
+            written -= len(buffers[first])
+            first += 1
         if written:
-            buffers = [memoryview(buffers[0])[written:], *buffers[1:]]
+            buffers[first] = memoryview(buffers[first])[written:]
 
 
 def _mapped(file: int) -> mmap.mmap:
