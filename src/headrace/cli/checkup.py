@@ -172,6 +172,10 @@ def _requirements() -> list[tuple[str, str]]:
     return found
 
 
+_MODULES = {"protobuf": "google.protobuf"}
+"""Packages of the base install whose module is not called as they are."""
+
+
 def _packages() -> dict[str, dict[str, str]]:
     """The base install: version of each package, and the error where it cannot be imported."""
     found: dict[str, dict[str, str]] = {}
@@ -179,7 +183,7 @@ def _packages() -> dict[str, dict[str, str]]:
         if not extra:
             found[package] = {"version": _version(package), "error": ""}
             try:
-                importlib.import_module(package)
+                importlib.import_module(_MODULES.get(package, package))
             except Exception as error:  # noqa: BLE001 - whatever it is, it is the diagnosis
                 found[package]["error"] = f"{type(error).__name__}: {error}"
     return found

@@ -62,6 +62,7 @@ async def cycle(bench: TritonBench, number: int) -> None:
     big = bench.stream("repeat", 2, *range(50_000))[0]
     await big.all()
     if number % 3 == 2:
+        await bench.idle(served)  # its last answer comes before its child is back in the pool
         served.loaded._pool._idle[0].kill()
     await asyncio.wait_for(bench.manager.retire(served, drain_s=10), 30)
 
