@@ -31,14 +31,28 @@ class CompleteRequests(msgspec.Struct, frozen=True, gc=False):
 
 
 class RejectRequest(msgspec.Struct, frozen=True):
-    """Never queued. ``reason``: ``queue_full``, ``unknown_model`` or ``model_removed``.
+    """Not run. ``reason`` is one of:
 
+    ==================== =====================================================================
+    queue_full           a bound of the queue (``limit`` names it) is reached
+    shed                 it waited, and gave way: to one of a better level in a full queue
+                         (``limit`` likewise), or to a larger batch that could not have kept up
+                         with what arrives if it had to be in time for this one
+    deadline_unreachable at arrival or later: it would be answered after ``due_ns``
+    slo_unattainable     even an idle machine would be late (only with ``strict_slo``)
+    unknown_model        there is none
+    model_removed        it waited, and its model went
+    ==================== =====================================================================
+
+    ``predicted_ns``: how long after its arrival it would have been answered; 0: not predicted.
     ``retry_after_ns`` 0: nothing is known about when.
     """
 
     request_id: int
     reason: str
     retry_after_ns: int = 0
+    predicted_ns: int = 0
+    limit: str = ""
 
 
 class ExpireRequests(msgspec.Struct, frozen=True):

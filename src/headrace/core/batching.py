@@ -1,42 +1,116 @@
 """Which waiting requests run together now.
 
-Law: the first request is always in the batch: the oldest, of the best level where the model
-has priority levels. Everybody else joins only if it helps, so within a level no order of
-arrivals can starve anyone, and a lone request never waits for company. Below, "oldest" is in
-the queue's order.
+Law: the first request is always in the batch, unless it is given up: the first is the earliest
+due of the best level (where there are tenants: of the one furthest behind). Everybody else
+joins only if it helps, so no order of arrivals can starve anyone, and a lone request never
+waits for company. Nobody joins who would make a member late.
 
 Two shapes of work:
 
-* **By rows.** Requests of equal shape are concatenated, oldest first, up to ``max_rows``.
+* **By rows.** Requests of equal shape are concatenated, in order, up to ``max_rows``.
 * **By length.** Rows of different length are padded to the longest, so the cost of a batch
   is about ``overhead + rows x longest`` (in tokens). Among the runs of neighbours in length
-  that contain the oldest request and fit the token budget, the one with the most useful
+  that contain the first request and fit the token budget, the one with the most useful
   tokens per token of cost is taken, of those that cost no more than running each member alone:
   like meets like, and padding is paid only where it is cheaper than a further execution.
+
+Where due times are tight they decide how large a batch may be, and ``urgency`` decides whom to
+give up.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
 from headrace.core.events import BatchLimits, QueuedRequest
-from headrace.core.priorities import LevelledQueue
+from headrace.core.latency import LatencyModel
+from headrace.core.priorities import Queue
 from headrace.core.queueing import ModelQueue
+from headrace.core.urgency import give_up, largest_of
 
 LOOKAHEAD_REQUESTS = 256
-"""How many of the oldest requests are considered for one batch: enough for several token
+"""How many of the first requests are considered for one batch: enough for several token
 budgets of short texts, and sorting them costs less than a thousandth of running one."""
 
 
-def take_batch(queue: ModelQueue | LevelledQueue, limits: BatchLimits) -> list[QueuedRequest]:
-    """Removes the next batch from ``queue`` and returns it, oldest (by length: shortest) first.
+class Formed(NamedTuple):
+    """What became of those in front: at most one batch, and who is given up.
+
+    ``members`` are in order (by length: shortest first), and none where nobody was left.
+    ``hopeless`` would be late whatever happens, ``in_the_way`` forced a smaller batch.
+    """
+
+    members: list[QueuedRequest]
+    hopeless: Sequence[QueuedRequest] = ()
+    in_the_way: Sequence[QueuedRequest] = ()
+
+
+def form_batch(queue: Queue, limits: BatchLimits, cost: LatencyModel, now_ns: int) -> Formed:
+    """Removes the next batch from ``queue``, and those who are not to be run at all.
 
     The queue must not be empty.
     """
+    if not cost or at_ease(queue, cost.safe_ns(largest_of(limits)), now_ns):
+        return Formed(take_batch(queue, limits))
+    hopeless, in_the_way = give_up(queue, limits, cost, now_ns)
+    members = _take_in_time(queue, limits, cost, now_ns) if queue else []
+    return Formed(members, hopeless, in_the_way)
+
+
+def at_ease(queue: Queue, span_ns: float, now_ns: int) -> bool:
+    """Whether all that are looked at have so much time left."""
+    if isinstance(queue, ModelQueue):
+        head = queue.head()
+        return head is None or head.due_ns - now_ns >= span_ns
+    window = queue.window(LOOKAHEAD_REQUESTS)
+    return min([request.due_ns for request in window]) - now_ns >= span_ns
+
+
+def take_batch(queue: Queue, limits: BatchLimits) -> list[QueuedRequest]:
+    """Removes the next batch as if there were all the time in the world. Not from an empty one."""
+    if not limits.max_padded_tokens or len(queue) == 1:
+        return _take_by_rows(queue, limits)
+    return _take_by_length(queue, queue.window(LOOKAHEAD_REQUESTS), limits)
+
+
+def _take_in_time(
+    queue: Queue, limits: BatchLimits, cost: LatencyModel, now_ns: int
+) -> list[QueuedRequest]:
+    """As :func:`take_batch`, but no larger than lets every member be answered when due."""
+    window = queue.window(LOOKAHEAD_REQUESTS)
+    first = window[0]
+    room = min(cost.largest_within(first.due_ns - now_ns), largest_of(limits))
     if limits.max_padded_tokens:
-        return _take_by_length(queue, limits)
-    return _take_by_rows(queue, limits)
+        mates = [
+            request
+            for request in window
+            if request.due_ns >= first.due_ns or request.due_ns - now_ns >= cost.safe_ns(room)
+        ]
+        tight = msgspec.structs.replace(limits, max_padded_tokens=max(1, int(room)))
+        return _take_by_length(queue, mates, tight)
+    members: list[QueuedRequest] = []
+    rows, tightest_ns = 0, first.due_ns
+    for request in window:
+        if request.shape_key != first.shape_key:
+            continue
+        fits = room
+        if request.due_ns < tightest_ns:
+            fits = min(room, cost.largest_within(request.due_ns - now_ns))
+        if members and rows + request.rows > fits:
+            continue
+        members.append(request)
+        rows += request.rows
+        room, tightest_ns = fits, min(tightest_ns, request.due_ns)
+        if rows >= room:
+            break
+    queue.remove([request.request_id for request in members])
+    return members
 
 
-def _take_by_rows(queue: ModelQueue | LevelledQueue, limits: BatchLimits) -> list[QueuedRequest]:
+def _take_by_rows(queue: Queue, limits: BatchLimits) -> list[QueuedRequest]:
     batch = queue.take_front(limits.max_rows)
     if queue:
         rows = sum([request.rows for request in batch])
@@ -45,9 +119,7 @@ def _take_by_rows(queue: ModelQueue | LevelledQueue, limits: BatchLimits) -> lis
     return batch
 
 
-def _join_from_behind(
-    queue: ModelQueue | LevelledQueue, batch: list[QueuedRequest], rows_left: int
-) -> None:
+def _join_from_behind(queue: Queue, batch: list[QueuedRequest], rows_left: int) -> None:
     """The front does not fit; somebody a little further back may."""
     key = batch[0].shape_key
     joined: list[QueuedRequest] = []
@@ -59,18 +131,19 @@ def _join_from_behind(
                 break
     if joined:
         batch.extend(joined)
-        queue.remove(request.request_id for request in joined)
+        queue.remove([request.request_id for request in joined])
 
 
-def _take_by_length(queue: ModelQueue | LevelledQueue, limits: BatchLimits) -> list[QueuedRequest]:
-    window = queue.window(LOOKAHEAD_REQUESTS)
+def _take_by_length(
+    queue: Queue, window: list[QueuedRequest], limits: BatchLimits
+) -> list[QueuedRequest]:
     anchor = window[0]
     candidates = [request for request in window if request.shape_key == anchor.shape_key]
-    # Sorting is stable, so equal lengths keep their order of arrival.
+    # Sorting is stable, so equal lengths keep their order.
     candidates.sort(key=_length)
     first, last = _best_run(candidates, candidates.index(anchor), limits)
     batch = candidates[first : last + 1]
-    queue.remove(request.request_id for request in batch)
+    queue.remove([request.request_id for request in batch])
     return batch
 
 

@@ -19,7 +19,12 @@ class QueuedRequest(msgspec.Struct, frozen=True, gc=False):
     batch. ``length`` is the size along the axis that is padded (0: nothing is padded).
     Requests meet in a batch only if their ``shape_key`` is equal. ``priority`` 1 is the
     first where the model has levels (see ``priorities``), 0 says nothing. ``tenant`` is a
-    number too; it is carried, and not yet used to decide.
+    number too; 0 is everybody who has none.
+
+    Two times: ``due_ns`` is when the answer is wanted (the SLO, or the caller's timeout), and
+    all decisions are made for it; an answer that is late all the same is still given until
+    ``deadline_ns``, when nobody waits for it any more. A due time after the deadline means the
+    deadline.
     """
 
     request_id: int
@@ -31,6 +36,8 @@ class QueuedRequest(msgspec.Struct, frozen=True, gc=False):
     deadline_ns: int = NEVER_NS
     priority: int = 0
     tenant: int = 0
+    due_ns: int = NEVER_NS
+    size_bytes: int = 0
 
 
 class BatchLimits(msgspec.Struct, frozen=True):
@@ -40,10 +47,17 @@ class BatchLimits(msgspec.Struct, frozen=True):
     max_padded_tokens    rows x longest, padding included; 0: the model has no length
     batch_overhead_tokens what starting one more batch costs, expressed in tokens: weighs
                          padding against a further execution
-    max_queue_size       requests waiting; one more is rejected
+    max_queue_size       requests waiting
+    max_queue_rows       rows waiting; 0: no bound of its own
+    max_queue_tokens     rows x length waiting; 0: no bound of its own
+    max_queue_bytes      of inputs waiting; 0: no bound of its own
     max_concurrency      batches of this model running at one time
     priority_levels      a request's priority is 1 to this; below 2: it has no effect
     default_priority     of requests that say none; 0: the last level
+    strict_slo           a request that is wanted sooner than it could be answered by an idle
+                         machine is refused; False: it runs as if it were wanted at its deadline
+    min_share            part of the pool's time, 0 to 1, that the model has before others
+                         while it has work
     """
 
     max_rows: int = 1
@@ -53,6 +67,37 @@ class BatchLimits(msgspec.Struct, frozen=True):
     max_concurrency: int = 1
     priority_levels: int = 0
     default_priority: int = 0
+    max_queue_rows: int = 0
+    max_queue_tokens: int = 0
+    max_queue_bytes: int = 0
+    strict_slo: bool = False
+    min_share: float = 0.0
+
+
+class TenantTerms(msgspec.Struct, frozen=True):
+    """What a tenant is entitled to.
+
+    share         its part of the pool's time under contention is this over the sum of the shares
+                  of those who have work waiting; above 0
+    priority_max  the best level it may ask for: 2 makes a 1 a 2; 0: any
+    """
+
+    share: float = 1.0
+    priority_max: int = 0
+
+
+class LearntCost(msgspec.Struct, frozen=True):
+    """What was learnt of a model's batches on one kind of instance; see ``latency``.
+
+    points        (units of work, nanoseconds) of a batch, ascending in both: a unit is a row, or
+                  a padded token where there is a length. Between two points time is a line
+    spread        nearly all batches take at most so many times what the points say
+    batches       how many it was learnt from; 0: measured beforehand, or guessed
+    """
+
+    points: tuple[tuple[float, float], ...] = ()
+    spread: float = 1.0
+    batches: int = 0
 
 
 class RequestsArrived(msgspec.Struct, frozen=True, gc=False):
@@ -91,12 +136,14 @@ class ModelAdded(msgspec.Struct, frozen=True):
     """Requests for ``model`` will be accepted from now on.
 
     ``dedicated``: it runs only on instances that name it, because its batches may wait for those
-    of other models and must not take the instances that these need.
+    of other models and must not take the instances that these need. ``costs``: what was learnt
+    of its batches before, by kind of instance.
     """
 
     model: int
     limits: BatchLimits
     dedicated: bool = False
+    costs: dict[int, LearntCost] = {}
 
 
 class LimitsChanged(msgspec.Struct, frozen=True):
@@ -113,10 +160,24 @@ class ModelRemoved(msgspec.Struct, frozen=True):
 
 
 class InstanceAdded(msgspec.Struct, frozen=True):
-    """One more place where a batch can run. ``models``: which ones; () = every model."""
+    """One more place where a batch can run. ``models``: which ones; () = every model.
+
+    What is learnt of a model's batches is learnt for each ``kind`` of instance.
+    """
 
     instance_id: int
     models: tuple[int, ...] = ()
+    kind: int = 0
+
+
+class TenantsChanged(msgspec.Struct, frozen=True):
+    """From now on these tenants have these terms, and every other one those of ``otherwise``.
+
+    Without such an event tenants are not told apart.
+    """
+
+    terms: dict[int, TenantTerms]
+    otherwise: TenantTerms = TenantTerms()
 
 
 class InstanceRemoved(msgspec.Struct, frozen=True):
@@ -139,5 +200,6 @@ Event = (
     | ModelRemoved
     | InstanceAdded
     | InstanceRemoved
+    | TenantsChanged
     | TimerFired
 )

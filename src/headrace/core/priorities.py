@@ -1,8 +1,9 @@
 """One model's waiting requests where some go before others.
 
-Law: levels are strict, and within a level the oldest is first. So a request of the first
-level waits for no one but its own kind, and one of the last may wait for ever: that is what
-strict levels mean, and why a model has none unless its configuration says so.
+Law: levels are strict; within a level tenants take turns (see ``fairness``), and of one tenant
+the earliest due is first. So a request of the first level waits for no one but its own kind,
+and one of the last may wait until it is due: that is what strict levels mean, and why a model
+has none unless its configuration says so.
 
 A batch is anchored on the best level that waits and is filled from the levels below it, in
 order: whoever rides along costs the anchor nothing that ``batching`` would not allow anyway.
@@ -15,23 +16,29 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
 from headrace.core.events import BatchLimits, QueuedRequest
+from headrace.core.fairness import Fairness, FairQueue
 from headrace.core.queueing import ModelQueue
+
+Lane = ModelQueue | FairQueue
 
 
 class LevelledQueue:
-    """A :class:`ModelQueue` for each level that has somebody, seen as one, best level first.
+    """A queue for each level that has somebody, seen as one, best level first.
 
     A request's priority is 1 (the first) to ``levels``; 0 and whatever lies above is the
-    default's, which is what Triton makes of them (its ``InferenceRequest::SetPriority``).
+    default's, which is what Triton makes of them (its ``InferenceRequest::SetPriority``). A
+    tenant may be held below a level whatever it asks for.
     """
 
-    __slots__ = ("_default", "_level_of", "_levels", "_order", "_queues")
+    __slots__ = ("_default", "_fair", "_fairness", "_level_of", "_levels", "_order", "_queues")
 
-    def __init__(self, levels: int, default: int) -> None:
+    def __init__(self, levels: int, default: int, fairness: Fairness, *, fair: bool) -> None:
         self._levels = levels
         self._default = default if 0 < default <= levels else levels
+        self._fairness = fairness
+        self._fair = fair  # whether there are tenants to tell apart
         self._order: list[int] = []  # the levels that have somebody, best first
-        self._queues: dict[int, ModelQueue] = {}
+        self._queues: dict[int, Lane] = {}
         self._level_of: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -41,26 +48,41 @@ class LevelledQueue:
         """The live entries in the order in which they would run alone."""
         return chain.from_iterable([self._queues[level] for level in self._order])
 
-    def append(self, request: QueuedRequest) -> None:
-        """Adds at the back of its level."""
+    def level_of(self, request: QueuedRequest) -> int:
+        """Where it belongs, whether it waits or not."""
         level = request.priority
         if not 0 < level <= self._levels:
             level = self._default
+        if request.tenant:
+            level = max(level, self._fairness.terms_of(request.tenant).priority_max)
+        return min(level, self._levels)
+
+    def append(self, request: QueuedRequest) -> None:
+        """Adds to its level."""
+        level = self.level_of(request)
         queue = self._queues.get(level)
         if queue is None:
-            queue = self._queues[level] = ModelQueue()
+            queue = self._queues[level] = FairQueue(self._fairness) if self._fair else ModelQueue()
             insort(self._order, level)
         queue.append(request)
         self._level_of[request.request_id] = level
 
     def head(self) -> QueuedRequest | None:
-        """The oldest of the best level, or None."""
+        """The first of the best level, or None."""
         return self._queues[self._order[0]].head() if self._order else None
+
+    def best(self) -> Lane:
+        """The level that is served next, as a queue of its own. There must be one."""
+        return self._queues[self._order[0]]
+
+    def lanes(self) -> Iterable[Lane]:
+        """All levels that have somebody."""
+        return self._queues.values()
 
     def oldest_arrival_ns(self) -> int | None:
         """When the oldest of all levels came, which need not be the next to run."""
-        heads = [queue.head() for queue in self._queues.values()]
-        return min([head.arrival_ns for head in heads if head is not None], default=None)
+        arrivals = [queue.oldest_arrival_ns() for queue in self._queues.values()]
+        return min([arrival for arrival in arrivals if arrival is not None], default=None)
 
     def take_front(self, max_rows: int) -> list[QueuedRequest]:
         """As :meth:`ModelQueue.take_front`, going on into the levels below.
@@ -89,6 +111,17 @@ class LevelledQueue:
         """The ``count`` first live entries, without removing them."""
         return list(islice(self, count))
 
+    def ahead_of(self, request: QueuedRequest) -> float:
+        """How many would be served before it, about, if it were added now."""
+        own = self.level_of(request)
+        ahead = 0.0
+        for level in self._order:
+            if level < own:
+                ahead += len(self._queues[level])
+            elif level == own:
+                ahead += self._queues[level].ahead_of(request)
+        return ahead
+
     def remove(self, request_ids: Iterable[int]) -> None:
         """Removes these, wherever they stand. Each must be in the queue."""
         of_level: dict[int, list[int]] = {}
@@ -99,13 +132,56 @@ class LevelledQueue:
             if not self._queues[level]:
                 self._drop(level)
 
+    def least(self, request: QueuedRequest) -> QueuedRequest | None:
+        """The one whose place the request may have, if there is one that counts for less."""
+        worst = self._order[-1]
+        own, queue = self.level_of(request), self._queues[worst]
+        if worst > own:
+            return _last_of(queue)
+        return queue.fattest(request) if worst == own and isinstance(queue, FairQueue) else None
+
     def _drop(self, level: int) -> None:
         del self._queues[level]
         self._order.remove(level)
 
 
-def queue_for(limits: BatchLimits) -> ModelQueue | LevelledQueue:
-    """The queue of a model with these limits. Without levels nothing is paid for them."""
+Queue = ModelQueue | FairQueue | LevelledQueue
+
+
+def queue_for(limits: BatchLimits, fairness: Fairness, *, fair: bool) -> Queue:
+    """The queue of a model with these limits. What it does not need is not paid for.
+
+    Args:
+        fair: whether its requests are of different tenants.
+    """
     if limits.priority_levels < 2:
-        return ModelQueue()
-    return LevelledQueue(limits.priority_levels, limits.default_priority)
+        return FairQueue(fairness) if fair else ModelQueue()
+    return LevelledQueue(limits.priority_levels, limits.default_priority, fairness, fair=fair)
+
+
+def front_of(queue: Queue) -> Lane:
+    """Those that go before all others: the best level, or everybody."""
+    return queue.best() if isinstance(queue, LevelledQueue) else queue
+
+
+def giving_way(queue: Queue, request: QueuedRequest) -> QueuedRequest | None:
+    """Who leaves a full queue so that the request may have its place; None: nobody.
+
+    The newest of the lowest level; among equals, of the tenant that has most waiting over its
+    share. Whoever counts for as much as the request stays.
+    """
+    if not queue:
+        return None
+    if isinstance(queue, LevelledQueue):
+        return queue.least(request)
+    return queue.fattest(request) if isinstance(queue, FairQueue) else None
+
+
+def _last_of(queue: Lane) -> QueuedRequest | None:
+    if isinstance(queue, ModelQueue):
+        return queue.tail()
+    return max(queue, key=_arrival)
+
+
+def _arrival(request: QueuedRequest) -> tuple[int, int]:
+    return request.arrival_ns, request.request_id

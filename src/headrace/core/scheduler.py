@@ -8,8 +8,9 @@ Theory of operation. A request is *live* from its arrival until exactly one term
 names it (complete, reject, expire, cancel, fail). Live requests are either in the queue of
 their model or in exactly one running batch. An instance is idle or runs one batch. After
 every event idle instances are given work until nothing that waits can run on anything that
-is idle (the pool is work-conserving): the oldest waiting request anywhere chooses the
-model, ``batching`` chooses its company.
+is idle, or had better wait for company (``urgency``): ``selection`` chooses the model,
+``batching`` its requests, ``admission`` who gets into the queue at all, and all of them go by
+what ``latency`` has learnt.
 
 A running batch cannot be stopped, so a request that expires or is cancelled while it runs
 just ceases to be live, and the batch's result for it is dropped. When a batch of several
@@ -18,8 +19,7 @@ fails, its members are run again one by one, so that a bad request fails alone.
 
 from __future__ import annotations
 
-from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from headrace.core.actions import (
@@ -31,7 +31,9 @@ from headrace.core.actions import (
     FailRequests,
     RejectRequest,
 )
-from headrace.core.batching import take_batch
+from headrace.core.admission import Door
+from headrace.core.batching import form_batch
+from headrace.core.books import Books
 from headrace.core.events import (
     NEVER_NS,
     BatchCompleted,
@@ -45,32 +47,34 @@ from headrace.core.events import (
     QueuedRequest,
     RequestsArrived,
     RequestsCancelled,
+    TenantsChanged,
     TimerFired,
 )
+from headrace.core.fairness import Fairness
+from headrace.core.invariants import check
 from headrace.core.pool import (
     ModelState,
     RunningBatch,
     SchedulerStatistics,
     model_statistics,
 )
-
-_SERVICE_WEIGHT = 8
-"""The service time estimate moves an eighth of the way per batch: it follows a change of
-load within a few batches and is not thrown about by one."""
+from headrace.core.priorities import giving_way
+from headrace.core.selection import in_turn, start_after_ns
 
 
 class Scheduler:
     """See the module. Not thread-safe: one owner drives it."""
 
     def __init__(self) -> None:
-        self._models: dict[int, ModelState] = {}
-        self._waiting: dict[int, ModelState] = {}  # the models that have something queued
-        self._live: dict[int, QueuedRequest] = {}
-        self._batches: dict[int, RunningBatch] = {}
-        self._instances: dict[int, tuple[int, ...]] = {}
-        self._idle: list[int] = []  # sorted: the lowest number first keeps its caches warm
+        self._books = Books()
+        self._models = self._books.models
+        self._waiting = self._books.waiting
+        self._live = self._books.live
+        self._instances = self._books.instances
+        self._fairness = Fairness()
         self._next_batch_id = 1
         self._next_expiry_ns = NEVER_NS
+        self._next_start_ns = NEVER_NS  # of a batch that waits for company
         self._handlers: dict[type, Callable[[Any, int, list[Action]], None]] = {
             RequestsArrived: self._on_requests_arrived,
             RequestsCancelled: self._on_requests_cancelled,
@@ -81,6 +85,7 @@ class Scheduler:
             ModelRemoved: self._on_model_removed,
             InstanceAdded: self._on_instance_added,
             InstanceRemoved: self._on_instance_removed,
+            TenantsChanged: self._on_tenants_changed,
             TimerFired: self._on_timer_fired,
         }
 
@@ -93,8 +98,10 @@ class Scheduler:
         """
         actions: list[Action] = []
         self._handlers[type(event)](event, now_ns, actions)
-        if self._idle and self._waiting:
+        if self._waiting and self._instances.idle:
             self._dispatch(now_ns, actions)
+        else:
+            self._next_start_ns = NEVER_NS
         return actions
 
     def next_wakeup_ns(self) -> int | None:
@@ -102,14 +109,15 @@ class Scheduler:
 
         A lower bound: it may turn out that nothing expires then, and a later time is given.
         """
-        return None if self._next_expiry_ns == NEVER_NS else self._next_expiry_ns
+        wakeup_ns = min(self._next_expiry_ns, self._next_start_ns)
+        return None if wakeup_ns == NEVER_NS else wakeup_ns
 
     def statistics(self) -> SchedulerStatistics:
         """An immutable snapshot."""
         return SchedulerStatistics(
             models={number: model_statistics(model) for number, model in self._models.items()},
             live=len(self._live),
-            idle_instances=len(self._idle),
+            idle_instances=len(self._instances.idle),
             instances=len(self._instances),
         )
 
@@ -118,45 +126,74 @@ class Scheduler:
     def _on_requests_arrived(
         self, event: RequestsArrived, now_ns: int, actions: list[Action]
     ) -> None:
-        live = self._live
-        model: ModelState | None = None
-        number, room = -1, 0
-        for request in event.requests:
-            if request.model != number:
-                number = request.model
-                model = self._models.get(number)
-                if model is not None and not model.removed:
-                    room = model.limits.max_queue_size - model.waiting()
-                    self._waiting[number] = model
-                else:
-                    model = None
-            if model is None:
-                actions.append(RejectRequest(request.request_id, "unknown_model"))
-            elif room <= 0:
-                model.rejected += 1
-                actions.append(
-                    RejectRequest(request.request_id, "queue_full", self._retry_after_ns(model))
-                )
+        requests = event.requests
+        # A dictionary, and no set: its order is that of arrival.
+        numbers = dict.fromkeys([request.model for request in requests])
+        for number in numbers:
+            if len(numbers) > 1:
+                requests = [request for request in event.requests if request.model == number]
+            door = self._books.door(number, requests, now_ns)
+            if door is None:
+                actions += [RejectRequest(r.request_id, "unknown_model") for r in requests]
+                continue
+            if not door.calm:
+                requests = self._ask(door, requests, actions)
             else:
-                room -= 1
+                door.model.enter(requests)
+            live = self._live
+            for request in requests:
                 live[request.request_id] = request
-                model.queue.append(request)
                 if request.deadline_ns < self._next_expiry_ns:
                     self._next_expiry_ns = request.deadline_ns
+            if requests or door.model.waiting_rows:
+                self._waiting[number] = door.model
+
+    def _ask(
+        self, door: Door, requests: list[QueuedRequest], actions: list[Action]
+    ) -> list[QueuedRequest]:
+        """Lets in, one by one, whom there is room and time for; those who are in."""
+        model = door.model
+        entered: dict[int, QueuedRequest] = {}
+        for request in requests:
+            answer = door.ask(request)
+            if isinstance(answer, RejectRequest):
+                model.rejected += 1
+                actions.append(answer)
+                continue
+            victim: QueuedRequest | None = answer
+            while bound := model.bound_reached(answer):
+                victim = giving_way(model.queue, answer)
+                refused = victim or answer
+                reason = "queue_full" if victim is None else "shed"
+                retry_ns = model.retry_after_ns()
+                actions.append(RejectRequest(refused.request_id, reason, retry_ns, limit=bound))
+                model.rejected += 1
+                if victim is None:
+                    break
+                if entered.pop(victim.request_id, None) is None:
+                    del self._live[victim.request_id]
+                model.queue.remove((victim.request_id,))
+                model.left([victim], victim.rows)
+            if victim is not None:
+                entered[answer.request_id] = answer
+                model.enter([answer])
+        return list(entered.values())
 
     def _on_requests_cancelled(
         self, event: RequestsCancelled, now_ns: int, actions: list[Action]
     ) -> None:
         known = [self._live[i] for i in event.request_ids if i in self._live]
         if known:
-            for request in self._forget(known):
+            for request in self._books.forget(known):
                 self._models[request.model].cancelled += 1
             actions.append(CancelRequests(tuple(r.request_id for r in known)))
 
     def _on_timer_fired(self, event: TimerFired, now_ns: int, actions: list[Action]) -> None:
+        if now_ns < self._next_expiry_ns:
+            return  # it is for a batch that waited for company
         due = [r for r in self._live.values() if r.deadline_ns <= now_ns]
-        running = self._running_ids() if due else frozenset()
-        for request in self._forget(due):
+        running = self._books.running_ids() if due else frozenset()
+        for request in self._books.forget(due):
             self._models[request.model].expired += 1
         for is_running in (False, True):
             ids = tuple(r.request_id for r in due if (r.request_id in running) is is_running)
@@ -164,51 +201,28 @@ class Scheduler:
                 actions.append(ExpireRequests(ids, is_running))
         self._next_expiry_ns = min((r.deadline_ns for r in self._live.values()), default=NEVER_NS)
 
-    def _forget(self, requests: list[QueuedRequest]) -> list[QueuedRequest]:
-        """Takes live requests out of the queues (or leaves their batch to run without them)."""
-        running = self._running_ids()
-        queued: dict[int, list[int]] = {}
-        for request in requests:
-            del self._live[request.request_id]
-            if request.request_id not in running:
-                queued.setdefault(request.model, []).append(request.request_id)
-        for number, request_ids in queued.items():
-            model = self._models[number]
-            alone = [r for r in model.alone if r.request_id in request_ids]
-            for request in alone:
-                model.alone.remove(request)
-            apart = {r.request_id for r in alone}
-            model.queue.remove(i for i in request_ids if i not in apart)
-            if not model.waiting():
-                del self._waiting[number]
-        return requests
-
-    def _running_ids(self) -> frozenset[int]:
-        return frozenset(i for batch in self._batches.values() for i in batch.request_ids)
-
-    def _retry_after_ns(self, model: ModelState) -> int:
-        """How long the queue will take to empty at the speed of late."""
-        return model.waiting() * model.service_ns // max(1, model.limits.max_concurrency)
-
     # -- what runs -----------------------------------------------------------------------
 
     def _on_batch_completed(
         self, event: BatchCompleted, now_ns: int, actions: list[Action]
     ) -> None:
-        batch, model = self._end_batch(event.batch_id, now_ns)
+        batch, model = self._books.end_batch(event.batch_id, now_ns)
+        model.cost_on(batch.kind).observe(batch.units, now_ns - batch.started_ns, now_ns)
         live = self._live
+        if now_ns > batch.due_ns:
+            model.late += self._books.late(batch, now_ns)
         wanted = tuple([i for i in batch.request_ids if live.pop(i, None) is not None])
         if wanted:
             model.completed += len(wanted)
             actions.append(CompleteRequests(event.batch_id, wanted))
 
     def _on_batch_failed(self, event: BatchFailed, now_ns: int, actions: list[Action]) -> None:
-        batch, model = self._end_batch(event.batch_id, now_ns)
+        batch, model = self._books.end_batch(event.batch_id, now_ns)
         wanted = [self._live[i] for i in batch.request_ids if i in self._live]
         if not wanted:
             return
         if event.retry_alone and len(batch.request_ids) > 1 and not model.removed:
-            model.alone.extend(wanted)
+            model.retry_alone(wanted)
             self._waiting[batch.model] = model
             return
         for request in wanted:
@@ -216,70 +230,86 @@ class Scheduler:
         model.failed += len(wanted)
         actions.append(FailRequests(event.batch_id, tuple(r.request_id for r in wanted)))
 
-    def _end_batch(self, batch_id: int, now_ns: int) -> tuple[RunningBatch, ModelState]:
-        batch = self._batches.pop(batch_id)
-        model = self._models[batch.model]
-        count = len(batch.request_ids)
-        model.running -= 1
-        model.running_requests -= count
-        per_request_ns = (now_ns - batch.started_ns) // count
-        model.service_ns += (per_request_ns - model.service_ns) // _SERVICE_WEIGHT
-        if batch.instance_id in self._instances:
-            insort(self._idle, batch.instance_id)
-        if model.removed and not model.running:
-            del self._models[batch.model]
-        return batch, model
-
     def _dispatch(self, now_ns: int, actions: list[Action]) -> None:
         """Gives idle instances work, until there is none that fits."""
-        for instance_id in tuple(self._idle):
-            number = self._choose_model(self._instances[instance_id])
-            if number is None:
-                continue
-            self._idle.remove(instance_id)
-            actions.append(self._start_batch(number, instance_id, now_ns))
+        self._next_start_ns = NEVER_NS
+        for instance_id in tuple(self._instances.idle):
+            for number in in_turn(self._waiting, self._instances, instance_id, now_ns):
+                if self._start_batch(number, instance_id, now_ns, actions):
+                    break
             if not self._waiting:
                 return
 
-    def _choose_model(self, allowed: tuple[int, ...]) -> int | None:
-        """The model of the oldest request that can run now; the seam for fairness."""
-        eligible = [
-            number
-            for number, model in self._waiting.items()
-            if model.running < model.limits.max_concurrency
-            and (number in allowed if allowed or model.dedicated else True)
-        ]
-        if len(eligible) > 1:
-            return min(eligible, key=self._oldest_arrival_ns)
-        return eligible[0] if eligible else None
-
-    def _oldest_arrival_ns(self, number: int) -> int:
-        oldest = self._waiting[number].oldest()
-        return NEVER_NS if oldest is None else oldest.arrival_ns
-
-    def _start_batch(self, number: int, instance_id: int, now_ns: int) -> ExecuteBatch:
-        model = self._waiting[number]
-        members = [model.alone.popleft()] if model.alone else take_batch(model.queue, model.limits)
-        if not model.alone and not model.queue:
-            del self._waiting[number]
+    def _start_batch(
+        self, number: int, instance_id: int, now_ns: int, actions: list[Action]
+    ) -> bool:
+        """Whether a batch was started: it may wait for company, or nobody could be saved."""
+        model, limits = self._waiting[number], self._waiting[number].limits
+        kind = self._instances.kind_of(instance_id)
+        cost = model.cost = model.cost_on(kind)
+        if model.alone:
+            members = [model.alone.popleft()]
+        else:
+            if len(self._instances) > 1:
+                until_ns = start_after_ns(number, model, self._instances, now_ns)
+                if until_ns:
+                    self._next_start_ns = min(self._next_start_ns, until_ns)
+                    return False
+            members, hopeless, in_the_way = form_batch(model.queue, limits, cost, now_ns)
+            if hopeless:
+                self._give_up(model, hopeless, "deadline_unreachable", now_ns, actions)
+            if in_the_way:
+                self._give_up(model, in_the_way, "shed", now_ns, actions)
         rows = sum([member.rows for member in members])
+        model.left(members, rows)
+        if not model.waiting_rows:
+            del self._waiting[number]
+        if not members:
+            return False
         longest = max([member.length for member in members])
+        units = rows * max(1, longest) if limits.max_padded_tokens else rows
         request_ids = tuple([member.request_id for member in members])
+        cost_ns = cost.predict_ns(units)
         batch_id = self._next_batch_id
         self._next_batch_id = batch_id + 1
-        self._batches[batch_id] = RunningBatch(number, instance_id, request_ids, now_ns)
-        model.running += 1
-        model.running_requests += len(request_ids)
-        model.batches += 1
-        model.rows += rows
-        return ExecuteBatch(batch_id, instance_id, number, request_ids, rows, longest)
+        self._instances.begin(
+            batch_id,
+            RunningBatch(
+                number,
+                instance_id,
+                kind,
+                request_ids,
+                units,
+                now_ns,
+                now_ns + cost_ns,
+                min([member.due_ns for member in members]),
+            ),
+        )
+        model.begun(members, rows, units, cost_ns, now_ns)
+        actions.append(ExecuteBatch(batch_id, instance_id, number, request_ids, rows, longest))
+        return True
+
+    def _give_up(
+        self,
+        model: ModelState,
+        requests: Sequence[QueuedRequest],
+        reason: str,
+        now_ns: int,
+        actions: list[Action],
+    ) -> None:
+        model.gave_up(requests)
+        retry_ns = model.retry_after_ns()
+        for request in requests:
+            del self._live[request.request_id]
+            predicted_ns = model.alone_after_ns(request, now_ns)
+            actions.append(RejectRequest(request.request_id, reason, retry_ns, predicted_ns))
 
     # -- what is there to run on ---------------------------------------------------------
 
     def _on_model_added(self, event: ModelAdded, now_ns: int, actions: list[Action]) -> None:
         if event.model in self._models:
             raise KeyError(f"model {event.model} was added before")
-        self._models[event.model] = ModelState(event.limits, dedicated=event.dedicated)
+        self._models[event.model] = ModelState(event, self._fairness)
 
     def _on_limits_changed(self, event: LimitsChanged, now_ns: int, actions: list[Action]) -> None:
         self._models[event.model].change_limits(event.limits)
@@ -288,26 +318,26 @@ class Scheduler:
         model = self._models[event.model]
         model.removed = True
         waiting = [*model.alone, *model.queue]
-        for request in self._forget(waiting):
+        for request in self._books.forget(waiting):
             model.rejected += 1
             actions.append(RejectRequest(request.request_id, "model_removed"))
         if not model.running:
             del self._models[event.model]
 
     def _on_instance_added(self, event: InstanceAdded, now_ns: int, actions: list[Action]) -> None:
-        if event.instance_id in self._instances:
-            raise KeyError(f"instance {event.instance_id} was added before")
-        self._instances[event.instance_id] = event.models
-        insort(self._idle, event.instance_id)
+        self._instances.add(event)
 
     def _on_instance_removed(
         self, event: InstanceRemoved, now_ns: int, actions: list[Action]
     ) -> None:
-        del self._instances[event.instance_id]
-        if event.instance_id in self._idle:
-            self._idle.remove(event.instance_id)
+        self._instances.remove(event.instance_id)
 
-    # -- what must always hold -----------------------------------------------------------
+    def _on_tenants_changed(
+        self, event: TenantsChanged, now_ns: int, actions: list[Action]
+    ) -> None:
+        self._fairness.change(event)
+        for model in self._models.values():
+            model.lay_anew()
 
     def check_invariants(self) -> None:
         """Asserts what must hold between any two events. O(everything); for tests.
@@ -315,36 +345,6 @@ class Scheduler:
         Raises:
             AssertionError: this class has a defect; the message says which law broke.
         """
-        seen: dict[int, str] = {}
-        for number, model in self._models.items():
-            self._check_model(number, model, seen)
-        for batch_id, batch in self._batches.items():
-            for request_id in batch.request_ids:
-                assert request_id not in seen, f"request {request_id} in two places"
-                seen[request_id] = f"batch {batch_id}"
-        missing = self._live.keys() - seen.keys()
-        assert not missing, f"live but neither queued nor running: {sorted(missing)}"
-        busy = [b.instance_id for b in self._batches.values()]
-        assert len(busy) == len(set(busy)), "one instance runs two batches"
-        assert self._idle == sorted(set(self._idle)), "idle list out of order"
-        assert not set(busy) & set(self._idle), "an instance is idle and busy"
-        expected_idle = self._instances.keys() - set(busy)
-        assert set(self._idle) == expected_idle, "an instance is neither idle nor busy"
-        for instance_id in self._idle:
-            allowed = self._instances[instance_id]
-            assert self._choose_model(allowed) is None, "an idle instance could work"
-        earliest = min((r.deadline_ns for r in self._live.values()), default=NEVER_NS)
-        assert self._next_expiry_ns <= earliest, "a deadline would be missed"
-
-    def _check_model(self, number: int, model: ModelState, seen: dict[int, str]) -> None:
-        waiting = [*model.alone, *model.queue]
-        assert len(waiting) == model.waiting(), f"model {number} miscounts its queue"
-        assert bool(waiting) == (number in self._waiting), f"model {number} is misfiled"
-        for request in waiting:
-            assert request.request_id in self._live, f"queued but dead: {request}"
-            assert request.request_id not in seen, f"queued twice: {request}"
-            assert request.model == number, f"in the wrong queue: {request}"
-            seen[request.request_id] = "queue"
-        running = [b for b in self._batches.values() if b.model == number]
-        assert model.running == len(running), f"model {number} miscounts its batches"
-        assert model.running_requests == sum(len(b.request_ids) for b in running)
+        start_ns = None if self._next_start_ns == NEVER_NS else self._next_start_ns
+        wakeup_ns = self.next_wakeup_ns()
+        check(self._books, wakeup_ns, start_ns)

@@ -21,12 +21,15 @@ from headrace.core.events import (
     BatchLimits,
     InstanceAdded,
     InstanceRemoved,
+    LearntCost,
     LimitsChanged,
     ModelAdded,
     ModelRemoved,
     QueuedRequest,
     RequestsArrived,
     RequestsCancelled,
+    TenantsChanged,
+    TenantTerms,
     TimerFired,
 )
 from headrace.core.scheduler import Scheduler
@@ -40,6 +43,17 @@ LIMITS = st.builds(
     max_concurrency=st.integers(1, 3),
     priority_levels=st.sampled_from([0, 0, 1, 3]),
     default_priority=st.integers(0, 4),
+    max_queue_rows=st.sampled_from([0, 0, 0, 12]),
+    max_queue_tokens=st.sampled_from([0, 0, 0, 300]),
+    max_queue_bytes=st.sampled_from([0, 0, 0, 40]),
+    strict_slo=st.booleans(),
+    min_share=st.sampled_from([0.0, 0.0, 0.3, 0.9]),
+)
+COSTS = st.sampled_from(
+    [{}, {0: LearntCost(((1.0, 4.0), (8.0, 8.0)))}, {0: LearntCost(((1.0, 10.0), (256.0, 60.0)))}]
+)
+TERMS = st.builds(
+    TenantTerms, share=st.sampled_from([0.5, 1.0, 3.0]), priority_max=st.integers(0, 4)
 )
 
 
@@ -69,6 +83,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.running: dict[int, ExecuteBatch] = {}
         self.failed: set[int] = set()
         self.rejected: set[int] = set()
+        self.hurried = self.fair = False  # whether due times or tenants decide too
 
     def send(self, event) -> None:
         actions = self.scheduler.handle(event, now_ns=self.now_ns)
@@ -94,7 +109,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert batch.rows <= limits.max_rows
             if limits.max_padded_tokens:
                 assert batch.rows * batch.padded_length <= limits.max_padded_tokens
-        self.is_led_by_the_first(batch, limits)
+        if not (self.hurried or self.fair):
+            self.is_led_by_the_first(batch, limits)
         self.running[batch.batch_id] = batch
 
     def is_led_by_the_first(self, batch, limits) -> None:
@@ -119,15 +135,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.ended.add(request_id)
         if isinstance(action, ExpireRequests):
             assert request.deadline_ns <= self.now_ns
+        if isinstance(action, RejectRequest) and action.reason == "deadline_unreachable":
+            assert request.arrival_ns + action.predicted_ns > request.due_ns
+        if isinstance(action, RejectRequest) and action.limit:
+            assert getattr(self.models[request.model], action.limit) > 0
         assert isinstance(
             action,
             CompleteRequests | RejectRequest | ExpireRequests | CancelRequests | FailRequests,
         )
 
-    @rule(limits=LIMITS)
-    def add_model(self, limits) -> None:
+    @rule(limits=LIMITS, costs=COSTS)
+    def add_model(self, limits, costs) -> None:
         self.models[self.next_model] = limits
-        self.send(ModelAdded(self.next_model, limits))
+        self.send(ModelAdded(self.next_model, limits, costs=costs))
         self.next_model += 1
 
     @rule(data=st.data())
@@ -151,6 +171,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.models[model] = limits
             self.send(LimitsChanged(model, limits))
 
+    @rule(terms=st.dictionaries(st.integers(1, 3), TERMS), otherwise=TERMS)
+    def change_tenants(self, terms, otherwise) -> None:
+        self.fair = True
+        self.send(TenantsChanged(terms, otherwise))
+
     @rule()
     def add_instance(self) -> None:
         self.instances.add(self.next_instance)
@@ -171,9 +196,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         shape=st.integers(0, 1),
         priority=st.integers(0, 5),
         patience=st.one_of(st.none(), st.integers(1, 50)),
+        wanted=st.one_of(st.none(), st.none(), st.integers(1, 50)),
+        tenant=st.integers(0, 4),
+        size_bytes=st.integers(0, 20),
         data=st.data(),
     )
-    def arrive(self, count, rows, length, shape, priority, patience, data) -> None:
+    def arrive(
+        self, count, rows, length, shape, priority, patience, wanted, tenant, size_bytes, data
+    ) -> None:
+        self.hurried = self.hurried or wanted is not None
         models = [*sorted(self.models), 999]
         requests = []
         for _ in range(count):
@@ -187,6 +218,9 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.now_ns,
                 deadline,
                 priority,
+                tenant,
+                NEVER_NS if wanted is None else min(deadline, self.now_ns + wanted),
+                size_bytes,
             )
             self.next_id += 1
             self.open[request.request_id] = request
@@ -229,7 +263,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         statistics = self.scheduler.statistics()
         assert statistics.live == len(self.open)
         for number, model in statistics.models.items():
-            assert model.waiting == len(self.open) or model.waiting <= len(self.open), number
+            assert model.waiting <= len(self.open), number
+        wakeup = self.scheduler.next_wakeup_ns()
+        assert wakeup is None or wakeup > 0
 
     def teardown(self) -> None:
         """Liveness: with an instance and successful batches every request ends."""
@@ -238,10 +274,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(10_000):
             if not self.open:
                 return
-            batch_id = min(self.running)
-            self.finish(batch_id, BatchCompleted(batch_id))
+            if self.running:
+                batch_id = min(self.running)
+                self.finish(batch_id, BatchCompleted(batch_id))
+            else:  # what is left waits for company, and says until when
+                self.now_ns = max(self.now_ns, self.scheduler.next_wakeup_ns())
+                self.send(TimerFired())
         raise AssertionError(f"never ended: {sorted(self.open)}")
 
 
 TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestScheduler.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)

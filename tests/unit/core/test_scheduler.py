@@ -131,7 +131,7 @@ def test_a_full_queue_rejects_and_says_when_to_come_back(driver):
     actions = driver.arrive(*(driver.request() for _ in range(3)))
 
     # One request took 8,000 ns, so an eighth of the way there; two of them wait.
-    assert [RejectRequest(5, "queue_full", 2 * 1_000)] == actions
+    assert [RejectRequest(5, "queue_full", 2 * 1_000, limit="max_queue_size")] == actions
 
 
 def test_a_request_for_an_unknown_model_is_rejected(driver):

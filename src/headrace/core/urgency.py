@@ -1,0 +1,135 @@
+"""Whom to give up, and when it pays to let an instance wait.
+
+Law: a request is given up only if it would be late, or if running it in time would cost more
+others theirs than itself; and nobody waits for company whom waiting would make late.
+
+**Giving up** is the early drop of Nexus (H. Shen et al., SOSP 2019): of all batches that could
+start now, the largest that ends before its first member is due is the one that keeps up with
+what arrives, and those before it, each of whom would force a smaller one, stand in its way.
+Who serves them in order of arrival all the same serves, past saturation, nobody in time.
+
+**Waiting** is the deferral of Symphony (L. Chen et al., 2023): with several instances, each
+taking whatever is there the moment it is free, batches stay small and all instances busy; so
+one waits until the batch with one more member could no longer be on time. It is done only where
+requests alone would be more than the instances can serve, and at least half of these are busy.
+"""
+
+from __future__ import annotations
+
+from headrace.core.events import NEVER_NS, BatchLimits, QueuedRequest
+from headrace.core.latency import LatencyModel
+from headrace.core.priorities import Queue, front_of
+
+LOOKAHEAD_REQUESTS = 512
+"""How many of the first are looked at: with batches of up to half of it nothing is overlooked."""
+
+_TIGHT = 3.0
+"""Waiting for company helps where the time allowed is less than so many of the largest batches;
+beyond it batches fill by themselves."""
+
+_MIN_INSTANCES = 2
+
+
+def largest_of(limits: BatchLimits) -> int:
+    """The units of the largest batch: padded tokens where there is a length, else rows."""
+    return limits.max_padded_tokens or limits.max_rows
+
+
+def units_of(request: QueuedRequest, limits: BatchLimits) -> int:
+    """The request's own work in these units."""
+    return request.rows * max(1, request.length) if limits.max_padded_tokens else request.rows
+
+
+def give_up(
+    queue: Queue, limits: BatchLimits, cost: LatencyModel, now_ns: int
+) -> tuple[list[QueuedRequest], list[QueuedRequest]]:
+    """Removes some of the best level: who cannot be saved, and who stands in the way of more."""
+    front = front_of(queue)
+    window = front.window(LOOKAHEAD_REQUESTS)
+    beyond = len(front) - len(window)
+    hopeless: list[QueuedRequest] = []
+    others: list[QueuedRequest] = []
+    for request in window:
+        alone_ns = cost.predict_ns(units_of(request, limits))
+        if now_ns + alone_ns <= request.due_ns or _is_probe(request, alone_ns):
+            others.append(request)
+        else:
+            hopeless.append(request)
+    others.sort(key=_due)
+    in_the_way = others[: _start_of_largest(others, beyond, limits, cost, now_ns)]
+    queue.remove([request.request_id for request in hopeless + in_the_way])
+    return hopeless, in_the_way
+
+
+def _is_probe(request: QueuedRequest, alone_ns: float) -> bool:
+    """Nobody could be in time, says what was learnt: then it is that which needs a new look."""
+    return request.arrival_ns + alone_ns > request.due_ns
+
+
+def _start_of_largest(
+    requests: list[QueuedRequest],
+    beyond: int,
+    limits: BatchLimits,
+    cost: LatencyModel,
+    now_ns: int,
+) -> int:
+    """The index, in order of due times, from which the largest batch in time can be formed."""
+    if len(requests) < 2:
+        return 0
+    units = [units_of(request, limits) for request in requests]
+    left = float(sum(units))
+    left += beyond * left / len(requests)
+    largest = float(largest_of(limits))
+    start, best = 0, -1.0
+    for index, request in enumerate(requests):
+        if left <= best:
+            break
+        within = cost.largest_within(request.due_ns - now_ns)
+        # Of tokens a few more are no gain; of rows each is somebody.
+        room = min(largest, left, within // 1)
+        if room > best + (limits.batch_overhead_tokens if limits.max_padded_tokens else 0):
+            start, best = index, room
+        if room >= largest:
+            break
+        left -= units[index]
+    return start
+
+
+def hurries(queue: Queue, limits: BatchLimits, cost: LatencyModel) -> bool:
+    """Whether the first is allowed so little time that company may not find it by itself."""
+    head = queue.head()
+    if head is None or head.due_ns == NEVER_NS or not cost:
+        return False
+    return head.due_ns - head.arrival_ns <= _TIGHT * cost.predict_ns(largest_of(limits))
+
+
+def may_wait(cost: LatencyModel, mean_units: float, rate: float, usable: int, idle: int) -> bool:
+    """Whether the load is one where an instance had better wait for a larger batch.
+
+    Args:
+        mean_units: of one request.
+        rate: units that arrive per nanosecond.
+        usable: instances that can run the model; ``idle`` of them do nothing.
+    """
+    if usable < _MIN_INSTANCES or 2 * idle > usable:
+        return False
+    return rate / mean_units * cost.predict_ns(mean_units) >= usable
+
+
+def wait_until(
+    queue: Queue, limits: BatchLimits, cost: LatencyModel, waiting_units: float, now_ns: int
+) -> int:
+    """Until when the batch that could start now may wait for one more; 0: it should not.
+
+    It waits if all who are there fit into it with room to spare.
+    """
+    if waiting_units >= largest_of(limits):
+        return 0
+    tightest_ns = min([request.due_ns for request in queue.window(LOOKAHEAD_REQUESTS)])
+    one_more = waiting_units * (1.0 + 1.0 / len(queue))
+    latest_ns = int(tightest_ns - cost.safe_ns(one_more))
+    return latest_ns if latest_ns > now_ns else 0
+
+
+def _due(request: QueuedRequest) -> int:
+    return request.due_ns
