@@ -6,6 +6,7 @@ can be made in a test, a notebook or the simulator without any of them.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -18,6 +19,23 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 KIB = 1024
 MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|m)")
+_UNIT_NS = {"us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000}
+
+
+def duration_ns(text: str) -> int:
+    """Nanoseconds of a time as people write it: ``"500us"``, ``"50ms"``, ``"1.5s"``, ``"2m"``.
+
+    Raises:
+        ValueError: it is none, or not above 0; says what was expected.
+    """
+    found = _DURATION.fullmatch(text.strip())
+    length_ns = round(float(found[1]) * _UNIT_NS[found[2]]) if found else 0
+    if length_ns <= 0:
+        raise ValueError(f'expected a time above 0 such as "500us", "50ms" or "1.5s", got "{text}"')
+    return length_ns
 
 
 class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -207,20 +225,54 @@ class BatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class QueueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much may wait."""
-
-    priority_levels: NotNegative = 0
-    """A request's ``priority`` may be 1 (the first) to this; 0: it has no effect."""
-
-    default_priority: NotNegative = 0
-    """Of requests that say none; 0: the last level."""
+    """How much may wait. What one request alone exceeds lets it in when nothing else waits."""
 
     max_queue_size: Positive = 4096
     """Requests waiting for one model. At 1 ms each the last would wait 4 s, which nobody
     does; beyond it the answer is 503 with Retry-After."""
 
+    max_queue_rows: NotNegative = 0
+    """Rows waiting; 0: no bound of its own."""
+
+    max_queue_tokens: NotNegative = 0
+    """For models with a length: rows x length waiting; 0: no bound of its own."""
+
+    max_queue_bytes: NotNegative = 1 * GIB
+    """Of input tensors waiting: sixteen requests of the largest size. 0: no bound of its own."""
+
     timeout_s: Seconds = 60.0
     """A request without a timeout of its own is answered 504 after so long."""
+
+
+class SloConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Within what time answers are wanted; the one number that batching is decided by."""
+
+    p99: str = ""
+    """From arrival to answer, for nearly all requests: ``"50ms"``. What is predicted to take
+    longer is refused at once, with the time predicted and when to come back. "": no target."""
+
+    strict: bool = False
+    """True: where not even one request by itself can be so quick, all are refused. False: they
+    run all the same, one after another, with a warning in the log."""
+
+    def __post_init__(self) -> None:
+        if self.p99:
+            duration_ns(self.p99)
+
+    @property
+    def target_ns(self) -> int:
+        """``p99`` in nanoseconds; 0: no target."""
+        return duration_ns(self.p99) if self.p99 else 0
+
+
+class TenantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a tenant is entitled to, where several have requests waiting."""
+
+    share: Annotated[float, Meta(gt=0, le=1_000_000)] = 1.0
+    """Its part of the instances' time is this over the shares of all who have work waiting."""
+
+    priority_max: NotNegative = 0
+    """The best level it may ask for: with 2 a request that says 1 is served as a 2. 0: any."""
 
 
 class TensorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -339,6 +391,18 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     threads: NotNegative = 0
     """Threads inside one execution; 0 = cores / instances, at least 1."""
 
+    slo: SloConfig = SloConfig()
+    """Within what time answers are wanted: ``{ p99 = "50ms" }``."""
+
+    priority_levels: NotNegative = 0
+    """A request's ``priority`` may be 1 (the first) to this; 0: it has no effect."""
+
+    default_priority: NotNegative = 0
+    """Of requests that say none; 0: the last level."""
+
+    min_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Part of the instances' time that this model has before others while it has work."""
+
     batching: BatchConfig = BatchConfig()
     queue: QueueConfig = QueueConfig()
 
@@ -391,6 +455,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Applies to every model; a model's own table overrides field by field."""
 
     models: dict[str, ModelConfig] = {}
+    tenants: dict[str, TenantConfig] = {}
+    """By name, as requests say it. ``"*"``: the terms of every name that is not listed, each
+    by itself; without it they share one place, so that nobody gains by inventing names."""
+
     cache_dir: str = ""
     """For built graphs and measured profiles. "" = ``$XDG_CACHE_HOME/headrace``; safe to
     delete at any time."""

@@ -104,8 +104,9 @@ class InferenceRequest(msgspec.Struct):
     """One request, decoded but not yet checked against a model's signature.
 
     ``model_version`` "" means "the one the version policy serves". ``outputs`` None means
-    all. ``timeout_ns`` 0 means the model's default; ``priority`` 0 the model's default too, 1
-    is the highest. ``sequence_id`` 0 or "": not part of a sequence. ``trace_context`` is the
+    all. ``timeout_ns`` 0 means the model's default, after which nobody waits any more; ``slo_ns``
+    0 the model's own SLO, within which the answer is wanted; ``priority`` 0 the model's default
+    too, 1 is the highest. ``sequence_id`` 0 or "": not part of a sequence. ``trace_context`` is the
     caller's ``traceparent`` (W3C Trace Context), as it came. Stamps are of the engine's clock.
     """
 
@@ -124,6 +125,7 @@ class InferenceRequest(msgspec.Struct):
     sequence_start: bool = False
     sequence_end: bool = False
     trace_context: str = ""
+    slo_ns: int = 0
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):

@@ -170,7 +170,7 @@ def test_a_table_may_come_in_pieces_from_several_sources(toml: Path) -> None:
         ({"HEADRACE_SERVER__PROT": "1"}, "server.prot", "'server.port'"),
         ({"HEADRACE_MAX_BODY_BYTES": "1"}, "max_body_bytes", "'server.limits.max_body_bytes'"),
         ({"HEADRACE_MODELS__IRIS__INSTANCE": "1"}, "models.iris.instance", "iris.instances'"),
-        ({"HEADRACE_ZZZ": "1"}, "zzz", "known here: server, defaults, models, cache_dir"),
+        ({"HEADRACE_ZZZ": "1"}, "zzz", "known here: server, defaults, models, tenants, cache_dir"),
         ({"HEADRACE_SERVER__PORT__X": "1"}, "server.port.x", ""),
     ],
 )

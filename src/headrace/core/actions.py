@@ -38,7 +38,8 @@ class RejectRequest(msgspec.Struct, frozen=True):
     shed                 it waited, and gave way: to one of a better level in a full queue
                          (``limit`` likewise), or to a larger batch that could not have kept up
                          with what arrives if it had to be in time for this one
-    deadline_unreachable at arrival or later: it would be answered after ``due_ns``
+    deadline_unreachable it would be answered after ``due_ns``, because of what is before it
+    overdue              it waited, and even alone it would now be answered after ``due_ns``
     slo_unattainable     even an idle machine would be late (only with ``strict_slo``)
     unknown_model        there is none
     model_removed        it waited, and its model went

@@ -257,7 +257,7 @@ class Scheduler:
                     return False
             members, hopeless, in_the_way = form_batch(model.queue, limits, cost, now_ns)
             if hopeless:
-                self._give_up(model, hopeless, "deadline_unreachable", now_ns, actions)
+                self._give_up(model, hopeless, "overdue", now_ns, actions)
             if in_the_way:
                 self._give_up(model, in_the_way, "shed", now_ns, actions)
         rows = sum([member.rows for member in members])

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from headrace.clock import MonotonicClock
+from headrace.core.events import LearntCost
 from headrace.engine.collate import collate, split
 from headrace.engine.served import Profile
 from headrace.engine.stopwatch import Inputs, time_each, time_execution
@@ -98,7 +99,12 @@ def calibrate(
     if not reason and padding is not None:
         reason = _why_not_paddable(loaded, padding)
     if reason:
-        return Profile(inline_rows=int(row_ns < hop_ns), row_ns=row_ns, reason=reason)
+        return Profile(
+            inline_rows=int(row_ns < hop_ns),
+            row_ns=row_ns,
+            reason=reason,
+            costs=_costs([(1, row_ns)]),
+        )
     if padding is not None:
         return _calibrate_tokens(loaded, row_ns, deadline_ns)
     return _calibrate_rows(loaded, free, row_ns, hop_ns=hop_ns, deadline_ns=deadline_ns)
@@ -119,7 +125,13 @@ def _calibrate_rows(
         if rows >= 8 * _smallest_near_best(measured):
             break  # three doublings without gain: it has flattened out
     best_rows = _smallest_near_best(measured)
-    return Profile(max_rows=best_rows, inline_rows=inline_rows, row_ns=row_ns, batchable=True)
+    return Profile(
+        max_rows=best_rows,
+        inline_rows=inline_rows,
+        row_ns=row_ns,
+        batchable=True,
+        costs=_costs(measured),
+    )
 
 
 def _calibrate_tokens(loaded: LoadedModel, row_ns: int, deadline_ns: int) -> Profile:
@@ -142,8 +154,14 @@ def _calibrate_tokens(loaded: LoadedModel, row_ns: int, deadline_ns: int) -> Pro
         overhead_tokens=overhead,
         row_ns=row_ns,
         batchable=True,
+        costs=_costs([(_PROBE_LENGTH, row_ns), *measured]),
         reason="" if len(measured) == len(TOKEN_BUDGETS) else MEASURED_IN_PART,
     )
+
+
+def _costs(measured: Sequence[tuple[int, int]]) -> dict[int, LearntCost]:
+    """Where learning begins, on instances of the one kind that there is."""
+    return {0: LearntCost(tuple([(float(units), float(ns)) for units, ns in measured]))}
 
 
 def _smallest_near_best(measured: Sequence[tuple[int, int]]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from headrace.core.actions import RejectRequest
 from headrace.engine.inflight import Ticket
@@ -35,23 +36,124 @@ def too_many_prepared(served: ServedModel) -> Overloaded:
 
 
 def rejected(ticket: Ticket, action: RejectRequest) -> CapacityError:
-    """The core did not take it in, or threw it out with its model."""
-    served = ticket.served
-    if action.reason == "queue_full":
-        return Overloaded(
-            f"model '{served.name}' has {served.config.queue.max_queue_size} requests "
-            "waiting already",
-            code="queue_full",
-            hint=_FULL_HINT,
-            retry_after_ns=action.retry_after_ns,
-            model=served.name,
-            limit="max_queue_size",
-        )
+    """The core did not take it in, gave it up, or threw it out with its model."""
+    name = ticket.served.name
+    tell = _REFUSALS.get(action.reason)
+    if tell is not None:
+        return tell(ticket, action)
     return ModelNotReady(
-        f"model '{served.name}' version {served.version} was unloaded while the request waited",
+        f"model '{name}' version {ticket.served.version} was unloaded while the request waited",
         code=action.reason,
-        model=served.name,
+        model=name,
     )
+
+
+def _full(ticket: Ticket, action: RejectRequest) -> Overloaded:
+    served = ticket.served
+    limit = action.limit or "max_queue_size"
+    allowed = getattr(served.config.queue, limit)
+    what = "requests" if limit == "max_queue_size" else limit.removeprefix("max_queue_")
+    return Overloaded(
+        f"model '{served.name}' has {allowed} {what} waiting already",
+        code="queue_full",
+        hint=f"retry later, send fewer at a time, or raise {limit}",
+        retry_after_ns=action.retry_after_ns,
+        model=served.name,
+        limit=limit,
+        allowed=allowed,
+        **_when(action),
+    )
+
+
+def _shed(ticket: Ticket, action: RejectRequest) -> Overloaded:
+    name = ticket.served.name
+    why = (
+        f"gave its place in the full queue of model '{name}' to one that goes before it"
+        if action.limit
+        else f"gave way to a larger batch of model '{name}', which is overloaded"
+    )
+    return Overloaded(
+        f"the request {why}",
+        code="shed",
+        hint="retry later, send less, or add capacity",
+        retry_after_ns=action.retry_after_ns,
+        model=name,
+        **({"limit": action.limit} if action.limit else {}),
+        **_when(action),
+    )
+
+
+def _unreachable(ticket: Ticket, action: RejectRequest) -> Overloaded:
+    name = ticket.served.name
+    wanted_ms = _ms(_wanted_ns(ticket))
+    return Overloaded(
+        f"model '{name}' has too much to do to answer within {wanted_ms:g} ms",
+        code="deadline_unreachable",
+        hint="retry later, allow more time, send less, or add capacity",
+        retry_after_ns=action.retry_after_ns,
+        model=name,
+        wanted_ms=wanted_ms,
+        **_when(action),
+    )
+
+
+def _overdue(ticket: Ticket, action: RejectRequest) -> DeadlineExceeded:
+    name = ticket.served.name
+    wanted_ms = _ms(_wanted_ns(ticket))
+    return DeadlineExceeded(
+        f"the request to model '{name}' waited until it could no longer be answered within "
+        f"{wanted_ms:g} ms",
+        code="overdue",
+        hint="allow more time, send less, or add capacity",
+        retry_after_ns=action.retry_after_ns,
+        model=name,
+        wanted_ms=wanted_ms,
+        **_when(action),
+    )
+
+
+def _unattainable(ticket: Ticket, action: RejectRequest) -> DeadlineExceeded:
+    name = ticket.served.name
+    wanted_ms = _ms(_wanted_ns(ticket))
+    return DeadlineExceeded(
+        f"model '{name}' needs about {_ms(action.predicted_ns):g} ms for this request by itself, "
+        f"and its SLO of {wanted_ms:g} ms is strict",
+        code="slo_unattainable",
+        hint="allow more time, send fewer rows, or use a faster model",
+        model=name,
+        wanted_ms=wanted_ms,
+        predicted_ms=_ms(action.predicted_ns),
+    )
+
+
+_REFUSALS: dict[str, Callable[[Ticket, RejectRequest], CapacityError]] = {
+    "queue_full": _full,
+    "shed": _shed,
+    "deadline_unreachable": _unreachable,
+    "overdue": _overdue,
+    "slo_unattainable": _unattainable,
+}
+
+
+def _wanted_ns(ticket: Ticket) -> int:
+    """Within what time the answer was wanted."""
+    served, request = ticket.served, ticket.request
+    timeout_ns = request.timeout_ns or served.timeout_ns
+    return min(timeout_ns, request.slo_ns or served.slo_ns or timeout_ns)
+
+
+def _when(action: RejectRequest) -> dict[str, float]:
+    """What is known of times, for machines: milliseconds."""
+    told: dict[str, float] = {}
+    if action.predicted_ns:
+        told["predicted_ms"] = _ms(action.predicted_ns)
+    if action.retry_after_ns:
+        told["retry_after_ms"] = _ms(action.retry_after_ns)
+    return told
+
+
+def _ms(span_ns: int) -> float:
+    return round(span_ns / 1e6, 3)
 
 
 def expired(ticket: Ticket, *, waited_ns: int, running: bool) -> DeadlineExceeded:
@@ -86,6 +188,22 @@ def needs_stream(served: ServedModel) -> Unsupported:
         code="needs_stream",
         hint="use gRPC's ModelStreamInfer, or POST generate_stream",
         model=served.name,
+    )
+
+
+def warn_of_slo(served: ServedModel, cost_ns: int) -> None:
+    """Says so in the log if not even one request by itself can meet the model's SLO."""
+    slo = served.config.slo
+    if not 0 < slo.target_ns < cost_ns:
+        return
+    _LOG.warning(
+        "model %s: one request by itself takes about %g ms, and its SLO is %s: %s",
+        served.name,
+        _ms(cost_ns),
+        slo.p99,
+        "all are refused, because the SLO is strict"
+        if slo.strict
+        else "they run as if they had none; allow more time, or use a faster model",
     )
 
 

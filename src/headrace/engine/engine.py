@@ -29,11 +29,11 @@ from headrace.core.actions import (
     RejectRequest,
 )
 from headrace.core.events import (
-    NEVER_NS,
     BatchCompleted,
     BatchFailed,
     BatchLimits,
     Event,
+    LearntCost,
     LimitsChanged,
     ModelAdded,
     ModelRemoved,
@@ -47,7 +47,7 @@ from headrace.core.scheduler import Scheduler
 from headrace.engine import endings
 from headrace.engine.catalog import Catalog
 from headrace.engine.host import EngineHost
-from headrace.engine.inflight import FutureReply, Member, Reply, Ticket, whole_of
+from headrace.engine.inflight import FutureReply, Member, Reply, Ticket, size_bytes, whole_of
 from headrace.engine.instance_pool import InstancePool
 from headrace.engine.instances import BatchJob, measure_hop_ns
 from headrace.engine.intakes import Intakes
@@ -56,7 +56,9 @@ from headrace.engine.outcomes import Outcomes, response_of
 from headrace.engine.served import Profile, ServedModel
 from headrace.engine.shapes import ShapeKeys
 from headrace.engine.streams import Streams
+from headrace.engine.tenants import Tenants
 from headrace.engine.validate import check_inputs, rows_of
+from headrace.engine.wakeup import Wakeup
 from headrace.errors import HeadraceError, InferenceFailed
 from headrace.telemetry.instruments import Instrument
 from headrace.types import InferenceRequest, InferenceResponse
@@ -70,6 +72,7 @@ class Engine:
     Args:
         instances: batches that may run at one time (threads).
         preprocess_threads: threads for tasks.
+        tenants: who is told apart from whom; None: nobody.
         response_cache_bytes: for the answers of models that ask for it; 0: none are kept.
         instrument: told of everything, asked nothing.
     """
@@ -80,12 +83,14 @@ class Engine:
         instances: int,
         preprocess_threads: int,
         response_cache_bytes: int = 0,
+        tenants: Tenants | None = None,
         instrument: Instrument | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.now_ns = self._now_ns = (clock or MonotonicClock()).now_ns
         self._scheduler = Scheduler()
+        self._tenants = tenants or Tenants({})
         self.catalog = Catalog()
         self._outcomes = Outcomes(instrument or Instrument(), self._now_ns)
         self._models: dict[int, ServedModel] = {}
@@ -100,8 +105,7 @@ class Engine:
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_ns = NEVER_NS
+        self._wakeup = Wakeup(self._loop, self._now_ns, lambda: self._drive(TimerFired()))
         self._shape_keys = ShapeKeys()
         self._intakes = Intakes(
             self,
@@ -121,6 +125,8 @@ class Engine:
             FailRequests: self._fail_requests,
         }
         self._instances = InstancePool(self._loop, instances, self._on_batch_finished, self._drive)
+        if (changed := self._tenants.event()) is not None:
+            self._drive(changed)
 
     # -- requests ------------------------------------------------------------------------
 
@@ -195,7 +201,12 @@ class Engine:
         ticket.admitted_ns = ticket.admitted_ns or now_ns  # a sequence's turn was waited for
         if not ticket.arrived_ns:
             ticket.arrived_ns = ticket.decoded_ns = now_ns
-        deadline_ns = ticket.arrived_ns + (request.timeout_ns or served.timeout_ns)
+        deadline_ns = due_ns = ticket.arrived_ns + (request.timeout_ns or served.timeout_ns)
+        slo_ns = request.slo_ns or served.slo_ns
+        if slo_ns:
+            due_ns = min(deadline_ns, ticket.arrived_ns + slo_ns)
+        tenant = self._tenants.number(request.tenant) if self._tenants.enabled else 0
+        row_bytes = served.row_bytes
         if not self._arrived:
             self._loop.call_soon(self._report_arrivals)
         request_id = self._next_request_id
@@ -212,6 +223,9 @@ class Engine:
                     now_ns,
                     deadline_ns,
                     request.priority,
+                    tenant,
+                    due_ns,
+                    part.rows * row_bytes if row_bytes else size_bytes(part.arrays),
                 )
             )
             request_id += 1
@@ -236,15 +250,17 @@ class Engine:
         attach = getattr(served.loaded, "attach", None)
         if attach is not None:
             attach(EngineHost(self, self._loop, self._outcomes.measured))
-        self.add_lane(served, limits_of(served))
+        self.add_lane(served, limits_of(served), profile.costs)
         self.catalog.publish(served)
 
-    def add_lane(self, lane: ServedModel, limits: BatchLimits) -> None:
+    def add_lane(
+        self, lane: ServedModel, limits: BatchLimits, costs: dict[int, LearntCost] | None = None
+    ) -> None:
         """Numbers a model, or one instance of it alone, to which only :meth:`admit` leads."""
         lane.number = self._next_model
         self._next_model += 1
         self._models[lane.number] = lane
-        self._drive(ModelAdded(lane.number, limits, lane.takes_requests))
+        self._drive(ModelAdded(lane.number, limits, lane.takes_requests, costs or {}))
         if lane.takes_requests:
             # It may call other models while it runs, which need the common instances then.
             self._instances.dedicate(lane, limits.max_concurrency)
@@ -283,21 +299,7 @@ class Engine:
         finally:
             self._driving = False
             self._job = None
-        self._set_timer()
-
-    def _set_timer(self) -> None:
-        wakeup_ns = self._scheduler.next_wakeup_ns()
-        if wakeup_ns is None or wakeup_ns >= self._timer_ns:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_ns = wakeup_ns
-        delay_s = max(0.0, (wakeup_ns - self._now_ns()) / 1e9)
-        self._timer = self._loop.call_later(delay_s, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer, self._timer_ns = None, NEVER_NS
-        self._drive(TimerFired())
+        self._wakeup.at(self._scheduler.next_wakeup_ns())
 
     def _execute_batch(self, action: ExecuteBatch) -> None:
         served = self._models[action.model]
@@ -493,7 +495,6 @@ class Engine:
 
     def close(self) -> None:
         """Ends the threads. Requests still under way are not answered: drain first."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._wakeup.cancel()
         self._intakes.close()
         self._instances.close(timeout_s=5.0)

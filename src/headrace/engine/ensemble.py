@@ -299,6 +299,9 @@ class _Run:
             request.sequence_start,
             request.sequence_end,
         )
+        slo_ns = request.slo_ns or ticket.served.slo_ns
+        if slo_ns:  # what is left of it is all that a step has
+            step_request.slo_ns = max(1, ticket.arrived_ns + slo_ns - now_ns)
         number = self._next
         self._next += 1
         try:

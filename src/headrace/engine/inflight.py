@@ -117,6 +117,11 @@ class Ticket(RequestRecord, gc=True, eq=False, kw_only=True):
         self.executed_ns = self.finished_ns = now_ns
 
 
+def size_bytes(arrays: Arrays) -> int:
+    """Of the tensors as they lie in memory; of BYTES only the references."""
+    return sum([array.nbytes for array in arrays if array is not None])
+
+
 Member = Part | Ticket
 """What a batch is made of."""
 

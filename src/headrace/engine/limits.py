@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from headrace.core.events import BatchLimits
+from headrace.core.events import BatchLimits, LearntCost
 from headrace.core.pool import SchedulerStatistics
 from headrace.engine.served import ServedModel
+from headrace.telemetry.instruments import QueueRecord
 
 
 def limits_of(served: ServedModel) -> BatchLimits:
     """What the core is told: the configuration where it speaks, the measurement elsewhere."""
-    batching, queue, profile = served.config.batching, served.config.queue, served.profile
+    config, profile = served.config, served.profile
+    batching, queue = config.batching, config.queue
     tokens = batching.max_batch_tokens or profile.batch_tokens
     max_rows = batching.max_batch_size or profile.max_rows
     return BatchLimits(
@@ -18,13 +20,31 @@ def limits_of(served: ServedModel) -> BatchLimits:
         batch_overhead_tokens=profile.overhead_tokens,
         max_queue_size=queue.max_queue_size,
         max_concurrency=served.loaded.concurrency,
-        priority_levels=queue.priority_levels,
-        default_priority=queue.default_priority,
+        max_queue_rows=queue.max_queue_rows,
+        max_queue_tokens=queue.max_queue_tokens,
+        max_queue_bytes=queue.max_queue_bytes,
+        priority_levels=config.priority_levels,
+        default_priority=config.default_priority,
+        strict_slo=config.slo.strict,
+        min_share=config.min_share,
     )
 
 
-def load_of(served: ServedModel, statistics: SchedulerStatistics) -> tuple[int, int]:
-    """Requests of a model that wait and that run, in all of its lanes and before them."""
+def load_of(served: ServedModel, statistics: SchedulerStatistics) -> QueueRecord:
+    """What a model's queue is like now, in all of its lanes and before them."""
     lanes = [statistics.models[lane.number] for lane in (served, *served.lanes)]
-    waiting = served.preparing + sum([lane.waiting for lane in lanes])
-    return waiting, sum([lane.running for lane in lanes])
+    return QueueRecord(
+        waiting=served.preparing + sum([lane.waiting for lane in lanes]),
+        running=sum([lane.running for lane in lanes]),
+        waiting_bytes=sum([lane.waiting_bytes for lane in lanes]),
+        late=sum([lane.late for lane in lanes]),
+        hurried=sum([lane.hurried for lane in lanes]),
+        slowdown=max([lane.level for lane in lanes]),
+    )
+
+
+def costs_of(served: ServedModel, statistics: SchedulerStatistics) -> dict[int, LearntCost]:
+    """What was learnt of a model's batches, by kind of instance; empty: nothing, or it is gone."""
+    model = statistics.models.get(served.number)
+    costs = {} if model is None else model.costs
+    return {kind: cost for kind, cost in costs.items() if cost.batches}

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headrace.clock import MonotonicClock
-from headrace.engine import assembly
+from headrace.engine import assembly, endings
 from headrace.engine.calibrate import MEASURED_IN_PART, calibrate
 from headrace.engine.catalog import UNLOADED
 from headrace.engine.engine import Engine
 from headrace.engine.ensemble import Ensembles
+from headrace.engine.limits import costs_of
 from headrace.engine.opening import PARALLEL_LOADS, PROFILES, Opened, Openings, open_model
 from headrace.engine.profiles import ProfileStore, StoredProfile
 from headrace.engine.sequences import attach_sequences
@@ -63,6 +64,7 @@ class ModelManager:
         self._profiles = ProfileStore(cache_dir / PROFILES)
         self._hop_ns = 0
         self._ensembles = Ensembles(engine, MonotonicClock.now_ns, instrument)
+        self._keys: dict[ServedModel, str] = {}  # where what is learnt of them is kept
         self._refining: dict[ServedModel, asyncio.Task[None]] = {}
         self._retiring: dict[ServedModel, asyncio.Task[None]] = {}
         self._parallel = asyncio.Semaphore(PARALLEL_LOADS)
@@ -150,6 +152,7 @@ class ModelManager:
                 served.version,
                 drain_s,
             )
+        await self._keep_costs(served)
         self._engine.remove_model(served)
         await _idle(served, None)
         if served in self._refining:  # it runs the model too
@@ -193,6 +196,8 @@ class ModelManager:
         self._engine.add_model(served, loaded.profile)
         self._instrument.model_loaded(served.name, served.version, seconds)
         _log_loaded(loaded, seconds)
+        endings.warn_of_slo(served, loaded.profile.row_ns)
+        self._keys[served] = loaded.store_key
         if loaded.profile.reason == MEASURED_IN_PART and loaded.served.loaded.concurrency > 1:
             task = asyncio.create_task(self._refine(loaded))
             self._refining[served] = task
@@ -205,6 +210,8 @@ class ModelManager:
         for task in refining:
             task.cancel()
         await asyncio.gather(*refining, return_exceptions=True)
+        for served in tuple(self._keys):
+            await self._keep_costs(served)
         leaving = tuple(self._retiring)
         for retiring in tuple(self._retiring.values()):
             retiring.cancel()
@@ -244,6 +251,13 @@ class ModelManager:
             self._profiles.save(opened.store_key, stored)
         profile = assembly.as_declared(served, stored.profile)
         return StoredProfile(stored.runtime, stored.instances, profile)
+
+    async def _keep_costs(self, served: ServedModel) -> None:
+        """Writes down what was learnt of its batches: a restart is not a cold start."""
+        key = self._keys.pop(served, "")
+        costs = costs_of(served, self._engine.statistics())
+        if key and costs:
+            await asyncio.to_thread(self._profiles.save_costs, key, costs)
 
     async def _refine(self, loaded: _Loaded) -> None:
         served = loaded.served

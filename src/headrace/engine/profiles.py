@@ -14,11 +14,12 @@ from pathlib import Path
 
 import msgspec
 
+from headrace.core.events import LearntCost
 from headrace.engine.served import Profile
 from headrace.runtimes.base import InstanceConfig
 
 _LOG = logging.getLogger("headrace.engine")
-_FORMAT = 2
+_FORMAT = 3
 
 
 class StoredProfile(msgspec.Struct, frozen=True):
@@ -61,6 +62,13 @@ class ProfileStore:
             temporary.replace(path)
         except OSError as error:
             _LOG.warning("could not keep the measured profile in %s: %s", self._folder, error)
+
+    def save_costs(self, key: str, costs: dict[int, LearntCost]) -> None:
+        """Adds what was learnt since to what was measured; nothing where nothing was."""
+        stored = self.load(key)
+        if stored is not None:
+            profile = msgspec.structs.replace(stored.profile, costs=costs)
+            self.save(key, msgspec.structs.replace(stored, profile=profile))
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.json"

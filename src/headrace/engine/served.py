@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import numpy as np
 
 from headrace.config import ModelConfig
+from headrace.core.events import LearntCost
 from headrace.engine.sequence_inputs import SequenceInputs
 from headrace.engine.signature import InputCheck, Signature, check_of
 from headrace.errors import HeadraceError, InstanceDied
 from headrace.runtimes.base import LoadedModel
 from headrace.tasks.base import Task
-from headrace.types import DYNAMIC, ModelMetadata, Tensor, TensorSpec
+from headrace.types import DTYPE_OF, DYNAMIC, ModelMetadata, Tensor, TensorSpec
 
 if TYPE_CHECKING:
     from headrace.engine.inflight import Member, Ticket
@@ -61,6 +63,8 @@ class Profile(msgspec.Struct, frozen=True):
     row_ns          cost of the smallest execution
     batchable       rows do not influence one another (checked, not assumed)
     reason          why it is not batchable, or why something was not measured; "" if all is well
+    costs           what batches take, by kind of instance: measured here at first, then learnt
+                    from every batch that ran
     """
 
     max_rows: int = 1
@@ -70,6 +74,7 @@ class Profile(msgspec.Struct, frozen=True):
     row_ns: int = 0
     batchable: bool = False
     reason: str = ""
+    costs: dict[int, LearntCost] = {}
 
 
 class ServedModel:
@@ -102,12 +107,14 @@ class ServedModel:
         "profile",
         "ragged",
         "required",
+        "row_bytes",
         "rows_declared",
         "rows_sent",
         "runtime",
         "sequence_inputs",
         "sequences",
         "signature",
+        "slo_ns",
         "slots",
         "sole_output",
         "steps",
@@ -161,6 +168,8 @@ class ServedModel:
         self.labels: dict[str, tuple[str, ...]] = {}  # of outputs, for the classification
         self.ragged: frozenset[int] = frozenset()  # inputs of any size, run without padding
         self.timeout_ns = int(config.queue.timeout_s * 1e9)
+        self.slo_ns = config.slo.target_ns
+        self.row_bytes = 0  # of all inputs, where every row has as many
         self.nonfinite_refused = not config.allow_nonfinite
         inputs = metadata.inputs
         self.input_count = self.slots = len(inputs)
@@ -190,6 +199,13 @@ class ServedModel:
             name in self.required and (check.index in self.ragged or DYNAMIC not in check.shape[1:])
             for name, check in checks.items()
         )
+        if self.uniform_rows and not self.ragged:
+            self.row_bytes = sum(
+                [
+                    prod(check.shape[1:]) * DTYPE_OF[check.datatype].itemsize
+                    for check in checks.values()
+                ]
+            )
 
     def triton_config(self) -> dict[str, Any]:
         """Triton's ModelConfig as its JSON: protobuf field names, enum names.

@@ -17,6 +17,7 @@ from headrace.errors import HeadraceError, InvalidRequest, Overloaded
 from headrace.frontends.codecs import generate
 from headrace.frontends.exchange import Exchange, head_of
 from headrace.frontends.status import v2_error_body
+from headrace.frontends.wishes import heed
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import InferenceResponse
 
@@ -61,7 +62,7 @@ class GenerateRoute:
         request = generate.decode_request(exchange.body, metadata, version)
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
-        request.trace_context = exchange.head.headers.get(b"traceparent", b"").decode("latin-1")
+        heed(request, exchange.head.headers)
         reply = _Stream(exchange) if streams else _One(exchange)
         exchange.cancel = self._engine.submit(request, reply).cancel
 

@@ -11,6 +11,7 @@ from headrace.frontends.codecs import openai as codec
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.openapi import EMBEDDING
 from headrace.frontends.status import openai_error_body
+from headrace.frontends.wishes import heed
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import InferenceRequest, InferenceResponse, Tensor
 
@@ -49,6 +50,7 @@ class EmbeddingsRoute:
         request = InferenceRequest(asked.model, [tensor])
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
+        heed(request, exchange.head.headers)
         exchange.cancel = self._engine.submit(request, _EmbeddingsReply(exchange, asked)).cancel
 
 

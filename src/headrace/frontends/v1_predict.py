@@ -12,6 +12,7 @@ from headrace.engine.served import ServedModel
 from headrace.errors import HeadraceError
 from headrace.frontends.codecs import v1_json
 from headrace.frontends.exchange import Exchange
+from headrace.frontends.wishes import heed
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import InferenceRequest, InferenceResponse, Tensor
 
@@ -59,6 +60,7 @@ class PredictRoute:
         request = InferenceRequest(model, inputs, served.version)
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
+        heed(request, exchange.head.headers)
         exchange.cancel = self._engine.submit(request, _PredictReply(exchange, served)).cancel
 
 

@@ -15,6 +15,7 @@ from headrace.errors import HeadraceError, InvalidRequest
 from headrace.frontends.codecs import v2_binary, v2_json, v2_json_answer
 from headrace.frontends.codecs.v2_parameters import NO_SHARED_MEMORY, SharedMemory
 from headrace.frontends.exchange import Exchange
+from headrace.frontends.wishes import heed
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import DTYPE_OF, DYNAMIC, InferenceRequest, InferenceResponse, Tensor
 
@@ -66,9 +67,7 @@ class InferRoute:
                 request = self._raw_request(body, model, version)
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
-        context = headers.get(b"traceparent")
-        if context is not None:
-            request.trace_context = context.decode("latin-1")
+        heed(request, headers)
         exchange.cancel = self._engine.submit(
             request, _InferReply(exchange, request, self._shared)
         ).cancel

@@ -23,6 +23,7 @@ from headrace.engine.engine import Engine
 from headrace.engine.limits import load_of
 from headrace.engine.models import ModelManager
 from headrace.engine.opening import Openings
+from headrace.engine.tenants import Tenants
 from headrace.errors import ConfigError, ModelLoadError
 from headrace.frontends.access import LoggedConnection
 from headrace.frontends.asgi_bridge import Application as Asgi
@@ -93,6 +94,7 @@ class Application:
             instances=max(cores, *wanted),
             response_cache_bytes=config.server.response_cache_bytes,
             preprocess_threads=server.preprocess_threads or cores,
+            tenants=Tenants(config.tenants),
             instrument=self.metrics,
         )
         self.manager = ModelManager(
@@ -256,8 +258,8 @@ class Application:
         """This process's counters, for its siblings."""
         statistics = self.engine.statistics()
         for served in self.engine.catalog.served():
-            waiting, running = load_of(served, statistics)
-            self.metrics.queue_changed(served.name, served.version, waiting, running)
+            queue = load_of(served, statistics)
+            self.metrics.queue_changed(served.name, served.version, queue)
         return self.metrics.snapshot()
 
     def _build_cold(self) -> None:

@@ -42,6 +42,24 @@ class RequestRecord(msgspec.Struct, gc=False):
     executed_ns: int = 0
 
 
+class QueueRecord(msgspec.Struct, frozen=True):
+    """What the queue of a model is like now, and what became of due times so far.
+
+    waiting       requests in the queue; ``running`` in a batch
+    waiting_bytes of the input tensors of those that wait
+    late          answered, but after the SLO (or the caller's own) had passed
+    hurried       wanted sooner than an idle machine could have answered
+    slowdown      how many times longer batches take now than they usually do
+    """
+
+    waiting: int
+    running: int
+    waiting_bytes: int = 0
+    late: int = 0
+    hurried: int = 0
+    slowdown: float = 1.0
+
+
 class BatchRecord(msgspec.Struct, gc=False):
     """One execution. Durations in nanoseconds.
 
@@ -120,8 +138,8 @@ class Instrument:
         With a miss ``ns`` includes keeping the answer.
         """
 
-    def queue_changed(self, model: str, version: str, waiting: int, running: int) -> None:
-        """How many requests of a model wait and run now."""
+    def queue_changed(self, model: str, version: str, queue: QueueRecord) -> None:
+        """What the queue of a model is like now."""
 
     def model_loaded(self, model: str, version: str, seconds: float) -> None:
         """A version became ready, ``seconds`` after its loading began."""

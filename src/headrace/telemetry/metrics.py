@@ -16,7 +16,13 @@ from collections.abc import Sequence
 
 from headrace.telemetry import snapshot
 from headrace.telemetry.gpu import GpuReader
-from headrace.telemetry.instruments import BatchRecord, Instrument, RequestRecord, SeriesRecord
+from headrace.telemetry.instruments import (
+    BatchRecord,
+    Instrument,
+    QueueRecord,
+    RequestRecord,
+    SeriesRecord,
+)
 from headrace.telemetry.model_metrics import ModelMetrics
 from headrace.telemetry.process import UsageReader
 from headrace.telemetry.snapshot import (
@@ -245,11 +251,15 @@ class Metrics(Instrument):
             totals[CACHE_MISS_NS] += ns
             counters.cache_miss_counts[bucket] += 1
 
-    def queue_changed(self, model: str, version: str, waiting: int, running: int) -> None:
-        """Two gauges."""
+    def queue_changed(self, model: str, version: str, queue: QueueRecord) -> None:
+        """Gauges, and the counts that the scheduler keeps itself."""
         counters = self._models.get((model, version)) or self._known(model, version)
-        counters.waiting = waiting
-        counters.running = running
+        counters.waiting = queue.waiting
+        counters.running = queue.running
+        counters.waiting_bytes = queue.waiting_bytes
+        counters.late = queue.late
+        counters.hurried = queue.hurried
+        counters.slowdown = queue.slowdown
 
     def model_loaded(self, model: str, version: str, seconds: float) -> None:
         """From now on the model has labels of its own."""

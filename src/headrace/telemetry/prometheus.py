@@ -42,6 +42,9 @@ _ROWS = tuple(str(bound) for bound in ROW_BOUNDS)
 
 _ALWAYS_SHOWN = (
     ("reject", "queue_full"),
+    ("reject", "deadline_unreachable"),
+    ("reject", "overdue"),
+    ("reject", "shed"),
     ("expire", "deadline_exceeded"),
     ("cancel", "cancelled"),
     ("fail", "inference_failed"),
@@ -79,6 +82,30 @@ _PER_MODEL: tuple[_Column, ...] = (
     ),
     ("headrace_requests_waiting", "gauge", "Requests in the queue now.", lambda m: m.waiting),
     ("headrace_requests_running", "gauge", "Requests in a batch now.", lambda m: m.running),
+    (
+        "headrace_queue_bytes",
+        "gauge",
+        "Input tensors of the requests in the queue now.",
+        lambda m: m.waiting_bytes,
+    ),
+    (
+        "headrace_slo_late_total",
+        "counter",
+        "Requests answered after the time within which they were wanted (SLO or timeout).",
+        lambda m: m.late,
+    ),
+    (
+        "headrace_slo_unattainable_total",
+        "counter",
+        "Requests wanted sooner than an idle machine could have answered.",
+        lambda m: m.hurried,
+    ),
+    (
+        "headrace_batch_slowdown",
+        "gauge",
+        "How many times longer batches take now than they usually do; the slowest worker's.",
+        lambda m: m.slowdown,
+    ),
     (
         "headrace_model_loaded",
         "gauge",

@@ -146,6 +146,10 @@ class ModelCounters(msgspec.Struct, array_like=True):
     first_ns: int = 0
     cache_hit_counts: list[int] = msgspec.field(default_factory=_time_buckets)
     cache_miss_counts: list[int] = msgspec.field(default_factory=_time_buckets)
+    waiting_bytes: int = 0
+    late: int = 0
+    hurried: int = 0
+    slowdown: float = 0.0
 
 
 class Failure(msgspec.Struct, array_like=True):
@@ -276,7 +280,8 @@ def counters_only(snapshots: Sequence[bytes]) -> bytes:
     total.gpus = []
     total.own = [each for each in total.own if each.kind != "gauge"]
     for counters in total.models:
-        counters.waiting = counters.running = counters.loaded = 0
+        counters.waiting = counters.running = counters.loaded = counters.waiting_bytes = 0
+        counters.slowdown = 0.0
     return encode(total)
 
 
@@ -291,6 +296,10 @@ def _add_model(into: ModelCounters, other: ModelCounters) -> None:
         _add_lists(getattr(into, name), getattr(other, name))
     into.waiting += other.waiting
     into.running += other.running
+    into.waiting_bytes += other.waiting_bytes
+    into.late += other.late
+    into.hurried += other.hurried
+    into.slowdown = max(into.slowdown, other.slowdown)
     into.loaded += other.loaded
     into.load_seconds = max(into.load_seconds, other.load_seconds)
     into.last_ended_ns = max(into.last_ended_ns, other.last_ended_ns)

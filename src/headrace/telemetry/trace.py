@@ -18,7 +18,13 @@ import msgspec
 import numpy as np
 
 from headrace.config import TraceConfig
-from headrace.telemetry.instruments import BatchRecord, Instrument, RequestRecord, SeriesRecord
+from headrace.telemetry.instruments import (
+    BatchRecord,
+    Instrument,
+    QueueRecord,
+    RequestRecord,
+    SeriesRecord,
+)
 from headrace.telemetry.trace_files import TraceFiles
 from headrace.telemetry.trace_settings import TraceSettings, parse_update
 
@@ -177,9 +183,9 @@ class Tracer(Instrument):
         """Passed on."""
         self._instrument.cache_looked_up(model, version, hit=hit, ns=ns, rows=rows)
 
-    def queue_changed(self, model: str, version: str, waiting: int, running: int) -> None:
+    def queue_changed(self, model: str, version: str, queue: QueueRecord) -> None:
         """Passed on."""
-        self._instrument.queue_changed(model, version, waiting, running)
+        self._instrument.queue_changed(model, version, queue)
 
     def model_loaded(self, model: str, version: str, seconds: float) -> None:
         """Passed on."""

@@ -48,11 +48,15 @@ FIRST_RESPONSE_BOUNDS_MS = (100, 500, 2000, 5000)
 _REJECTED = frozenset(
     {
         "capacity",
+        "deadline_unreachable",
+        "overdue",
         "overloaded",
         "queue_full",
         "model_not_ready",
         "model_removed",
+        "shed",
         "shutting_down",
+        "slo_unattainable",
         "unknown_model",
     }
 )

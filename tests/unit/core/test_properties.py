@@ -52,6 +52,7 @@ LIMITS = st.builds(
 COSTS = st.sampled_from(
     [{}, {0: LearntCost(((1.0, 4.0), (8.0, 8.0)))}, {0: LearntCost(((1.0, 10.0), (256.0, 60.0)))}]
 )
+LATE = {"deadline_unreachable", "overdue"}
 TERMS = st.builds(
     TenantTerms, share=st.sampled_from([0.5, 1.0, 3.0]), priority_max=st.integers(0, 4)
 )
@@ -135,7 +136,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.ended.add(request_id)
         if isinstance(action, ExpireRequests):
             assert request.deadline_ns <= self.now_ns
-        if isinstance(action, RejectRequest) and action.reason == "deadline_unreachable":
+        if isinstance(action, RejectRequest) and action.reason in LATE:
             assert request.arrival_ns + action.predicted_ns > request.due_ns
         if isinstance(action, RejectRequest) and action.limit:
             assert getattr(self.models[request.model], action.limit) > 0

@@ -174,7 +174,7 @@ def test_what_cannot_be_saved_is_given_up_and_does_not_hold_up_the_rest(hurry):
     hurry.arrive(hurry.hurried(due=30))
     actions = hurry.send(BatchCompleted(1))
 
-    assert rejected(actions) == {2: "deadline_unreachable", 3: "deadline_unreachable"}
+    assert rejected(actions) == {2: "overdue", 3: "overdue"}
     assert executed(actions) == [(4,)]
 
 

@@ -102,7 +102,8 @@ class SequenceBench:
         ]
 
     def waiting_and_running(self):
-        return load_of(self.engine.catalog.resolve("m"), self.engine.statistics())
+        queue = load_of(self.engine.catalog.resolve("m"), self.engine.statistics())
+        return queue.waiting, queue.running
 
 
 ACCUMULATOR = onnx_models.accumulator()

@@ -443,7 +443,7 @@ async def test_if_one_item_expires_the_whole_request_does_and_nothing_is_left(be
 async def test_a_better_priority_goes_first_where_the_model_has_levels(bench):
     model = ScriptedModel()
     profile = Profile(max_rows=1, batchable=True)
-    bench.serve(model, profile=profile, queue=QueueConfig(priority_levels=2, default_priority=2))
+    bench.serve(model, profile=profile, priority_levels=2, default_priority=2)
     model.may_run.clear()
     first = asyncio.create_task(bench.engine.infer(request([0, 0])))
     await entered(model)

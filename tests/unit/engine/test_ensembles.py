@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from headrace.config import EnsembleStep, QueueConfig
 from headrace.engine.ensemble_plan import StepModel, plan_of
 from headrace.errors import (
+    CapacityError,
     DeadlineExceeded,
     InferenceFailed,
     InvalidRequest,
@@ -313,7 +314,7 @@ async def test_whatever_happens_every_request_ends_once_and_nothing_is_left(benc
 
     for number, outcome in enumerate(outcomes):
         if isinstance(outcome, BaseException):
-            assert isinstance(outcome, InferenceFailed | DeadlineExceeded | asyncio.CancelledError)
+            assert isinstance(outcome, InferenceFailed | CapacityError | asyncio.CancelledError)
         else:
             assert outcome.outputs[0].data.tolist() == [[3 * number + 1] * 2]
     assert await bench.engine.drain(10)

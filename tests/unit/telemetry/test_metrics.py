@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.telemetry.instruments import BatchRecord, RequestRecord
+from headrace.telemetry.instruments import BatchRecord, QueueRecord, RequestRecord
 from headrace.telemetry.metrics import MAX_REASONS, MAX_RETIRED, Metrics
 from headrace.telemetry.snapshot import (
     BATCH_EXECUTE_NS,
@@ -135,8 +135,8 @@ def test_batches_are_counted_by_rows(sizes: list[int]) -> None:
 def test_gauges_show_the_latest_value() -> None:
     metrics = Metrics()
     metrics.model_loaded("m", "1", 2.5)
-    metrics.queue_changed("m", "1", 7, 3)
-    metrics.queue_changed("m", "1", 5, 2)
+    metrics.queue_changed("m", "1", QueueRecord(7, 3))
+    metrics.queue_changed("m", "1", QueueRecord(5, 2))
     model = only_model(metrics)
     assert (model.waiting, model.running, model.loaded, model.load_seconds) == (5, 2, 1, 2.5)
     metrics.model_unloaded("m", "1")
@@ -279,7 +279,7 @@ def test_what_is_no_snapshot_is_refused() -> None:
 def ended_worker() -> bytes:
     metrics = Metrics()
     metrics.model_loaded("m", "1", 1.0)
-    metrics.queue_changed("m", "1", 5, 5)
+    metrics.queue_changed("m", "1", QueueRecord(5, 5))
     metrics.http.connections_open = 9
     metrics.http.connections = 20
     complete(metrics, a_record())

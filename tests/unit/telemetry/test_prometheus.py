@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from headrace.telemetry.instruments import BatchRecord, RequestRecord
+from headrace.telemetry.instruments import BatchRecord, QueueRecord, RequestRecord
 from headrace.telemetry.metrics import Metrics
 from headrace.telemetry.prometheus import CONTENT_TYPE, RenderOptions, TritonOptions, render
 from headrace.telemetry.snapshot import TIME_BOUNDS_NS, Failure
@@ -35,7 +35,7 @@ def a_worker(model: str = "m") -> Metrics:
     metrics.batch_executed(
         BatchRecord(model, "1", 2, 8, 4_000_000, 5_000_000, 500_000, 60, 80, inline=True)
     )
-    metrics.queue_changed(model, "1", 3, 2)
+    metrics.queue_changed(model, "1", QueueRecord(3, 2, 100, 4, 5, 1.5))
     metrics.http.responses[2] += 2
     metrics.http.reject("max_body_bytes")
     return metrics
@@ -86,6 +86,13 @@ def test_outcomes_are_there_before_they_happen(samples: Samples) -> None:
     assert value(samples, name, **MODEL, outcome="complete", reason="") == 2
     assert value(samples, name, **MODEL, outcome="reject", reason="queue_full") == 0
     assert value(samples, name, **MODEL, outcome="expire", reason="deadline_exceeded") == 0
+
+
+def test_what_became_of_due_times(samples: Samples) -> None:
+    assert value(samples, "headrace_queue_bytes", **MODEL) == 100
+    assert value(samples, "headrace_slo_late_total", **MODEL) == 4
+    assert value(samples, "headrace_slo_unattainable_total", **MODEL) == 5
+    assert value(samples, "headrace_batch_slowdown", **MODEL) == 1.5
 
 
 def test_stages_add_up_to_the_whole(samples: Samples) -> None:

@@ -18,6 +18,7 @@ from headrace.errors import HeadraceError, Overloaded
 from headrace.frontends import status
 from headrace.frontends.codecs.v2_proto import RequestDecoder, ResponseEncoder, varint
 from headrace.frontends.grpc.call import Call, Incoming, LongCalls
+from headrace.frontends.wishes import heed
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import InferenceRequest, InferenceResponse
 
@@ -85,9 +86,8 @@ class InferMethods:
         request = self._decoder.decode(message)
         request.arrived_ns = arrived_ns
         request.decoded_ns = _now_ns()
-        for name, value in call.metadata:
-            if name == b"traceparent":
-                request.trace_context = value.decode("latin-1")
+        if call.metadata:
+            heed(request, dict(call.metadata))
         if call.timeout_ns:
             left_ns = max(1, call.arrived_ns + call.timeout_ns - arrived_ns)
             if not 0 < request.timeout_ns < left_ns:

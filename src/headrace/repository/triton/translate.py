@@ -123,7 +123,7 @@ def _queue(made: Translation) -> None:
                 "dynamic_batching.default_priority_level",
                 f"expected 1 to priority_levels ({levels}), got {default}",
             )
-        queue |= {"priority_levels": levels, "default_priority": default}
+        made.table |= {"priority_levels": levels, "default_priority": default}
     policy = batching.get("default_queue_policy", {})
     at = "dynamic_batching.default_queue_policy"
     if timeout_us := policy.get("default_timeout_microseconds"):

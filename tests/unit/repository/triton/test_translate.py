@@ -113,12 +113,12 @@ class TestBatchingAndQueue:
         assert config_of(text, stateless=stateless).batching.max_batch_size == rows
 
     def test_queue_and_priorities(self) -> None:
-        queue = config_of(
+        config = config_of(
             "max_batch_size: 4 dynamic_batching { priority_levels: 3 default_priority_level: 2 "
             "default_queue_policy { default_timeout_microseconds: 1500000 max_queue_size: 7 } }"
-        ).queue
-        assert (queue.priority_levels, queue.default_priority) == (3, 2)
-        assert (queue.timeout_s, queue.max_queue_size) == (1.5, 7)
+        )
+        assert (config.priority_levels, config.default_priority) == (3, 2)
+        assert (config.queue.timeout_s, config.queue.max_queue_size) == (1.5, 7)
 
     def test_an_endless_timeout_is_cut(self) -> None:
         text = "dynamic_batching { default_queue_policy { default_timeout_microseconds: %d } }"
