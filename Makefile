@@ -3,7 +3,7 @@
 PY ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 PYTEST = $(PY) -m pytest
 
-.PHONY: help venv check format test test-slow conformance protos bench docs
+.PHONY: help venv check format test test-slow sim conformance protos bench docs
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ format: ## lets ruff write what it can
 
 test: ## the default suite: minutes
 	$(PYTEST)
+
+sim: ## a thousand random histories of the scheduler under its laws: two minutes on two cores
+	$(PY) -m headrace simulate --fuzz 1000 --jobs 2
 
 test-slow: ## long fuzzing, soak and conformance runs
 	$(PYTEST) -m slow || [ $$? -eq 5 ] # 5: there are none

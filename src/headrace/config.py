@@ -208,6 +208,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     log_file: str = ""
     """The log goes there instead of stderr."""
 
+    record: str = ""
+    """Every event and decision of the scheduler is written there, ids and numbers only, for
+    ``headrace replay`` and ``headrace simulate --trace``; of worker N of several to ``FILE.N``."""
+
+    record_max_bytes: Positive = 1 * GIB
+    """Where such a recording ends: some ten million events."""
+
     tls: TlsConfig | None = None
     limits: HttpLimits = HttpLimits()
     http2: Http2Limits = Http2Limits()

@@ -29,7 +29,17 @@ from collections.abc import Iterable, Sequence
 import headrace
 from headrace.errors import ConfigError, HeadraceError
 
-COMMANDS = ("serve", "demo", "pull", "convert", "import", "bench", "doctor")
+COMMANDS = (
+    "serve",
+    "demo",
+    "pull",
+    "convert",
+    "import",
+    "bench",
+    "simulate",
+    "replay",
+    "doctor",
+)
 
 _MODULES = {"import": "import_model"}
 """Commands whose module cannot have their name."""

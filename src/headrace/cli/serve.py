@@ -41,6 +41,8 @@ _FLAGS: dict[str, str] = {
     "max_batch_tokens": "defaults.batching.max_batch_tokens",
     "max_queue_size": "defaults.queue.max_queue_size",
     "timeout_s": "defaults.queue.timeout_s",
+    "slo": "defaults.slo.p99",
+    "record": "server.record",
     "cache_dir": "cache_dir",
     "tls_certificate": "server.tls.certificate",
     "tls_key": "server.tls.key",
@@ -84,6 +86,7 @@ def add_parser(subparsers: Any) -> None:
     server.add_argument(
         "--readiness-grace-s", type=float, help="unready for so long before the port closes"
     )
+    server.add_argument("--record", help="write every event and decision of the scheduler there")
     server.add_argument("--cache-dir", help="built graphs and measurements are kept here")
     models = parser.add_argument_group("models (measured at load unless said)")
     models.add_argument("--runtime", help="auto, onnxruntime, openvino, python, null")
@@ -93,6 +96,7 @@ def add_parser(subparsers: Any) -> None:
     models.add_argument("--max-batch-size", type=int, help="rows in one execution; 1: no batching")
     models.add_argument("--max-batch-tokens", type=int, help="rows x longest in one execution")
     models.add_argument("--max-queue-size", type=int, help="requests that may wait for a model")
+    models.add_argument("--slo", metavar="TIME", help='answers are wanted within it: "50ms"')
     models.add_argument("--timeout-s", type=float, help="a request is answered 504 after so long")
     triton_flags.add_flags(parser)
     parser.set_defaults(func=run)

@@ -134,10 +134,15 @@ class Door:
         if not cost:
             return
         earliest_ns = min([request.due_ns for request in arriving])
-        if not model.waiting_rows and instances.takes(number, model):
-            self._calm_ns = now_ns + cost.on_curve(largest_of(limits))
-            self.calm = roomy and earliest_ns >= self._calm_ns
-            return
+        if instances.takes(number, model):
+            together = model.waiting_units + units
+            if not model.waiting_rows:
+                self._calm_ns = now_ns + cost.on_curve(largest_of(limits))
+            elif together <= largest_of(limits):  # it waits for company: here it is
+                self._calm_ns = now_ns + cost.safe_ns(together)
+            self.calm = roomy and earliest_ns >= self._calm_ns > 0.0
+            if self.calm or not model.waiting_rows:
+                return
         starts_ns = instances.starts_ns(number, model, now_ns)
         if not starts_ns:
             return  # nothing can run it; who knows for how long

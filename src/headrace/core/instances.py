@@ -86,6 +86,9 @@ class Instances:
 
     def usable(self, number: int, model: ModelState) -> tuple[int, int]:
         """How many instances the model can have at one time, and how many of them are idle."""
+        if not self._particular and not model.dedicated:
+            most = min(len(self._known), model.limits.max_concurrency)
+            return most, min(len(self.idle), most - model.running)
         runs = [i for i in self._known if self.runs(i, number, model)]
         idle = [i for i in self.idle if self.runs(i, number, model)]
         most = min(len(runs), model.limits.max_concurrency)

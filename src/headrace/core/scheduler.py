@@ -127,8 +127,7 @@ class Scheduler:
         self, event: RequestsArrived, now_ns: int, actions: list[Action]
     ) -> None:
         requests = event.requests
-        # A dictionary, and no set: its order is that of arrival.
-        numbers = dict.fromkeys([request.model for request in requests])
+        numbers = dict.fromkeys([request.model for request in requests])  # in order of arrival
         for number in numbers:
             if len(numbers) > 1:
                 requests = [request for request in event.requests if request.model == number]
@@ -183,9 +182,9 @@ class Scheduler:
         self, event: RequestsCancelled, now_ns: int, actions: list[Action]
     ) -> None:
         known = [self._live[i] for i in event.request_ids if i in self._live]
+        for request in self._books.forget(known):
+            self._models[request.model].cancelled += 1
         if known:
-            for request in self._books.forget(known):
-                self._models[request.model].cancelled += 1
             actions.append(CancelRequests(tuple(r.request_id for r in known)))
 
     def _on_timer_fired(self, event: TimerFired, now_ns: int, actions: list[Action]) -> None:
@@ -197,8 +196,7 @@ class Scheduler:
             self._models[request.model].expired += 1
         for is_running in (False, True):
             ids = tuple(r.request_id for r in due if (r.request_id in running) is is_running)
-            if ids:
-                actions.append(ExpireRequests(ids, is_running))
+            actions += [ExpireRequests(ids, is_running)] if ids else []
         self._next_expiry_ns = min((r.deadline_ns for r in self._live.values()), default=NEVER_NS)
 
     # -- what runs -----------------------------------------------------------------------
@@ -209,8 +207,7 @@ class Scheduler:
         batch, model = self._books.end_batch(event.batch_id, now_ns)
         model.cost_on(batch.kind).observe(batch.units, now_ns - batch.started_ns, now_ns)
         live = self._live
-        if now_ns > batch.due_ns:
-            model.late += self._books.late(batch, now_ns)
+        model.late += self._books.late(batch, now_ns) if now_ns > batch.due_ns else 0
         wanted = tuple([i for i in batch.request_ids if live.pop(i, None) is not None])
         if wanted:
             model.completed += len(wanted)
@@ -233,11 +230,15 @@ class Scheduler:
     def _dispatch(self, now_ns: int, actions: list[Action]) -> None:
         """Gives idle instances work, until there is none that fits."""
         self._next_start_ns = NEVER_NS
+        patient: set[int] = set()  # models that had rather wait, wherever it is
         for instance_id in tuple(self._instances.idle):
             for number in in_turn(self._waiting, self._instances, instance_id, now_ns):
+                if number in patient:
+                    continue
                 if self._start_batch(number, instance_id, now_ns, actions):
                     break
-            if not self._waiting:
+                patient.add(number)
+            if len(patient) >= len(self._waiting):
                 return
 
     def _start_batch(
@@ -346,5 +347,4 @@ class Scheduler:
             AssertionError: this class has a defect; the message says which law broke.
         """
         start_ns = None if self._next_start_ns == NEVER_NS else self._next_start_ns
-        wakeup_ns = self.next_wakeup_ns()
-        check(self._books, wakeup_ns, start_ns)
+        check(self._books, self.next_wakeup_ns(), start_ns)

@@ -19,6 +19,7 @@ from __future__ import annotations
 from headrace.core.events import NEVER_NS, BatchLimits, QueuedRequest
 from headrace.core.latency import LatencyModel
 from headrace.core.priorities import Queue, front_of
+from headrace.core.queueing import ModelQueue
 
 LOOKAHEAD_REQUESTS = 512
 """How many of the first are looked at: with batches of up to half of it nothing is overlooked."""
@@ -125,7 +126,11 @@ def wait_until(
     """
     if waiting_units >= largest_of(limits):
         return 0
-    tightest_ns = min([request.due_ns for request in queue.window(LOOKAHEAD_REQUESTS)])
+    if isinstance(queue, ModelQueue):
+        head = queue.head()
+        tightest_ns = NEVER_NS if head is None else head.due_ns
+    else:
+        tightest_ns = min([request.due_ns for request in queue.window(LOOKAHEAD_REQUESTS)])
     one_more = waiting_units * (1.0 + 1.0 / len(queue))
     latest_ns = int(tightest_ns - cost.safe_ns(one_more))
     return latest_ns if latest_ns > now_ns else 0

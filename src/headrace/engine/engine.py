@@ -49,10 +49,11 @@ from headrace.engine.catalog import Catalog
 from headrace.engine.host import EngineHost
 from headrace.engine.inflight import FutureReply, Member, Reply, Ticket, size_bytes, whole_of
 from headrace.engine.instance_pool import InstancePool
-from headrace.engine.instances import BatchJob, measure_hop_ns
+from headrace.engine.instances import BatchJob
 from headrace.engine.intakes import Intakes
 from headrace.engine.limits import limits_of
 from headrace.engine.outcomes import Outcomes, response_of
+from headrace.engine.recording import Recorder
 from headrace.engine.served import Profile, ServedModel
 from headrace.engine.shapes import ShapeKeys
 from headrace.engine.streams import Streams
@@ -75,6 +76,7 @@ class Engine:
         tenants: who is told apart from whom; None: nobody.
         response_cache_bytes: for the answers of models that ask for it; 0: none are kept.
         instrument: told of everything, asked nothing.
+        recorder: writes down what the core is told and what it decides.
     """
 
     def __init__(
@@ -85,11 +87,15 @@ class Engine:
         response_cache_bytes: int = 0,
         tenants: Tenants | None = None,
         instrument: Instrument | None = None,
+        recorder: Recorder | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.now_ns = self._now_ns = (clock or MonotonicClock()).now_ns
         self._scheduler = Scheduler()
+        self._handle = self._scheduler.handle
+        if recorder is not None:
+            self._handle = recorder.around(self._handle)
         self._tenants = tenants or Tenants({})
         self.catalog = Catalog()
         self._outcomes = Outcomes(instrument or Instrument(), self._now_ns)
@@ -125,8 +131,8 @@ class Engine:
             FailRequests: self._fail_requests,
         }
         self._instances = InstancePool(self._loop, instances, self._on_batch_finished, self._drive)
-        if (changed := self._tenants.event()) is not None:
-            self._drive(changed)
+        if self._tenants.enabled:
+            self._drive(self._tenants.event())
 
     # -- requests ------------------------------------------------------------------------
 
@@ -202,11 +208,9 @@ class Engine:
         if not ticket.arrived_ns:
             ticket.arrived_ns = ticket.decoded_ns = now_ns
         deadline_ns = due_ns = ticket.arrived_ns + (request.timeout_ns or served.timeout_ns)
-        slo_ns = request.slo_ns or served.slo_ns
-        if slo_ns:
+        if slo_ns := request.slo_ns or served.slo_ns:
             due_ns = min(deadline_ns, ticket.arrived_ns + slo_ns)
         tenant = self._tenants.number(request.tenant) if self._tenants.enabled else 0
-        row_bytes = served.row_bytes
         if not self._arrived:
             self._loop.call_soon(self._report_arrivals)
         request_id = self._next_request_id
@@ -225,7 +229,7 @@ class Engine:
                     request.priority,
                     tenant,
                     due_ns,
-                    part.rows * row_bytes if row_bytes else size_bytes(part.arrays),
+                    part.rows * served.row_bytes or size_bytes(part.arrays),
                 )
             )
             request_id += 1
@@ -290,7 +294,7 @@ class Engine:
         if self._driving:
             return
         self._driving = True
-        events, handle, carry_out = self._events, self._scheduler.handle, self._carry_out
+        events, handle, carry_out = self._events, self._handle, self._carry_out
         try:
             while events:
                 event, self._job = events.popleft()
@@ -472,10 +476,6 @@ class Engine:
             self._idle.set()
 
     # -- the whole -------------------------------------------------------------------------
-
-    async def measure_hop_ns(self) -> int:
-        """What a batch pays for a thread; a cheaper one runs on the event loop itself."""
-        return await measure_hop_ns(self._loop)
 
     def statistics(self) -> SchedulerStatistics:
         """The core's own snapshot."""

@@ -14,6 +14,7 @@ from headrace.engine.calibrate import MEASURED_IN_PART, calibrate
 from headrace.engine.catalog import UNLOADED
 from headrace.engine.engine import Engine
 from headrace.engine.ensemble import Ensembles
+from headrace.engine.instances import measure_hop_ns
 from headrace.engine.limits import costs_of
 from headrace.engine.opening import PARALLEL_LOADS, PROFILES, Opened, Openings, open_model
 from headrace.engine.profiles import ProfileStore, StoredProfile
@@ -176,7 +177,7 @@ class ModelManager:
         try:
             assembly.check_workers(source, self._workers)
             if not self._hop_ns:
-                self._hop_ns = await self._engine.measure_hop_ns()
+                self._hop_ns = await measure_hop_ns(asyncio.get_running_loop())
             async with self._parallel:
                 if openings is None:
                     loaded = await asyncio.to_thread(self._load, source)

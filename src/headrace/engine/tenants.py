@@ -64,10 +64,8 @@ class Tenants:
         """The name under which it is counted: its own only if it is listed."""
         return name if name in self._listed else ""
 
-    def event(self) -> TenantsChanged | None:
-        """What the core is told at the start; None: nothing."""
-        if not self.enabled:
-            return None
+    def event(self) -> TenantsChanged:
+        """What the core is told at the start, if they are enabled."""
         return TenantsChanged(
             {number: _terms(self._terms[name]) for name, number in self._listed.items()},
             _terms(self._terms[ANYBODY]) if ANYBODY in self._terms else TenantTerms(),

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from headrace import __version__
-from headrace.config import Config, TlsConfig
+from headrace.config import Config, ServerConfig, TlsConfig
 from headrace.engine.catalog import UNLOADED
 from headrace.engine.engine import Engine
 from headrace.engine.limits import load_of
 from headrace.engine.models import ModelManager
 from headrace.engine.opening import Openings
+from headrace.engine.recording import Recorder
 from headrace.engine.tenants import Tenants
 from headrace.errors import ConfigError, ModelLoadError
 from headrace.frontends.access import LoggedConnection
@@ -68,6 +69,13 @@ def _settle() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
+def _recorder(server: ServerConfig, group: Group | None) -> Recorder | None:
+    if not server.record:
+        return None
+    suffix = "" if group is None or server.workers < 2 else f".{group.seat.index}"
+    return Recorder(Path(server.record + suffix), server.record_max_bytes)
+
+
 class Application:
     """Everything of one process, from the listening socket to the instances."""
 
@@ -90,11 +98,13 @@ class Application:
         self.metrics = Metrics(version=__version__, gpus=GpuReader())
         cores = usable_cores()
         wanted = [model.instances for model in (config.defaults, *config.models.values())]
+        self._recorder = _recorder(server, group)
         self.engine = Engine(
             instances=max(cores, *wanted),
             response_cache_bytes=config.server.response_cache_bytes,
             preprocess_threads=server.preprocess_threads or cores,
             tenants=Tenants(config.tenants),
+            recorder=self._recorder,
             instrument=self.metrics,
         )
         self.manager = ModelManager(
@@ -251,6 +261,8 @@ class Application:
             await self._grpcio.stop(0)
         self.lane.abort()
         self.engine.close()
+        if self._recorder is not None:
+            self._recorder.close()
         await self.control.close()
         await self.manager.close()
 

@@ -1,0 +1,1 @@
+"""The same scheduler code under a virtual clock: one seed, one history."""
