@@ -16,6 +16,7 @@ from benchmarks.tables import render
 BENCHMARKS = (
     "startup",
     "core",
+    "goodput",
     "python_path",
     "overhead",
     "lone_request",

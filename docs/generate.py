@@ -3,7 +3,7 @@
 ``python docs/generate.py`` rewrites what stands between two comments of one of these forms;
 ``tests/docs/test_reference.py`` fails where that would change something::
 
-    <!-- settings headrace.config:HttpLimits -->  ...  <!-- end -->
+    <!-- settings headrace.limits:HttpLimits -->  ...  <!-- end -->
     <!-- metrics headrace_ -->  ...  <!-- end -->
     <!-- flags FIELDS -->  ...  <!-- end -->
 """

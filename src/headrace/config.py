@@ -12,14 +12,16 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-Port = Annotated[int, Meta(ge=0, le=65535)]
-Positive = Annotated[int, Meta(ge=1)]
-NotNegative = Annotated[int, Meta(ge=0)]
-Seconds = Annotated[float, Meta(gt=0, le=86_400)]
-
-KIB = 1024
-MIB = 1024 * KIB
-GIB = 1024 * MIB
+from headrace.limits import (
+    GIB,
+    MIB,
+    Http2Limits,
+    HttpLimits,
+    NotNegative,
+    Port,
+    Positive,
+    Seconds,
+)
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|m)")
 _UNIT_NS = {"us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000}
@@ -36,81 +38,6 @@ def duration_ns(text: str) -> int:
     if length_ns <= 0:
         raise ValueError(f'expected a time above 0 such as "500us", "50ms" or "1.5s", got "{text}"')
     return length_ns
-
-
-class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one HTTP connection may cost. Full means a typed refusal, never a silent drop."""
-
-    max_body_bytes: Positive = 64 * MIB
-    """Largest request body, also after decompression. 64 MiB holds a batch of 100
-    224x224 float images; nginx says 1 MiB, Triton has no limit."""
-
-    max_header_bytes: Positive = 32 * KIB
-    """Request line and all headers together. Apache and nginx end at 8 KiB a line and
-    32 KiB in all; long bearer tokens fit."""
-
-    max_headers: Positive = 100
-    """Number of header fields; Apache's and Node's own limit is 100 or more."""
-
-    max_connections: Positive = 10_000
-    """Open connections of one worker process; below the usual file-descriptor limit."""
-
-    max_pipelined: Positive = 16
-    """Requests of one connection that may be under way; above it reading pauses, so
-    nothing is lost and memory stays bounded."""
-
-    header_timeout_s: Seconds = 10.0
-    """From the first byte of a request to the end of its headers (slow-loris)."""
-
-    body_timeout_s: Seconds = 60.0
-    """From the end of the headers to the end of the body; 64 MiB at 10 Mbit/s."""
-
-    idle_timeout_s: Seconds = 75.0
-    """A keep-alive connection without a request; a little more than the 60 s that load
-    balancers keep theirs, so that it is the balancer that closes first."""
-
-    write_timeout_s: Seconds = 60.0
-    """A client that does not read its answer for so long is disconnected."""
-
-
-class Http2Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one HTTP/2 connection may cost, beside what ``HttpLimits`` says for both."""
-
-    max_concurrent_streams: Annotated[int, Meta(ge=1, le=100_000)] = 1024
-    """Requests under way on one connection; more are refused, and clients send them again.
-    nginx says 128, Go 250; a gRPC client has one connection for all its threads."""
-
-    max_message_bytes: Positive = 64 * MIB
-    """Largest gRPC message, also after decompression: as ``max_body_bytes``."""
-
-    stream_window_bytes: Annotated[int, Meta(ge=65_535, le=2**31 - 1)] = 1 * MIB
-    """What a client may send on one stream before it hears from us: a gigabit for 8 ms."""
-
-    connection_window_bytes: Annotated[int, Meta(ge=65_535, le=2**31 - 1)] = 16 * MIB
-    """The same for all streams of a connection together."""
-
-    max_buffered_bytes: Positive = 256 * MIB
-    """Of messages that are not complete yet, in one connection: four of the largest."""
-
-    max_header_list_bytes: Positive = 64 * KIB
-    """A request's header fields decoded, 32 bytes for each included: what a few bytes of HPACK
-    may stand for (a bomb). More ends the connection; above ``max_header_bytes`` the request
-    alone is refused."""
-
-    max_continuations: NotNegative = 16
-    """CONTINUATION frames after one HEADERS; a list of 32 KiB fits into two."""
-
-    max_control_frames: Positive = 4096
-    """SETTINGS, PING, PRIORITY, WINDOW_UPDATE and empty frames beyond those that ordinary
-    traffic has; every request and every frame with data allows four more."""
-
-    max_resets: Positive = 512
-    """Streams that the client cancels beyond those that it lets end (rapid reset,
-    CVE-2023-44487). A client that hedges every request stays below."""
-
-    max_unsent_bytes: Positive = 64 * MIB
-    """Of answers that wait for the client's window or its socket; while there is more, new
-    requests are refused, and clients send them again."""
 
 
 class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -141,6 +68,25 @@ class TraceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     log_frequency: NotNegative = 0
     """0: one file. N: a further file for every N traces, ``<file>.0`` and so on."""
+
+
+class SharedCacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A second place for kept answers, which servers share: Redis or Valkey (extra ``redis``)."""
+
+    url: str = ""
+    """``redis://host:6379/0``, ``rediss://`` or ``unix:///path``. "": there is none."""
+
+    timeout_s: Annotated[float, Meta(gt=0, le=10)] = 0.02
+    """Of one look. What takes longer counts as not there: the model is not much slower."""
+
+    ttl_s: Seconds = 3600.0
+    """How long it keeps answers of models without a ``ttl`` of their own."""
+
+    max_value_bytes: Positive = 1 * MIB
+    """Larger answers stay where they are."""
+
+    prefix: str = "headrace:"
+    """Of its keys."""
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -196,6 +142,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     response_cache_bytes: NotNegative = 64 * MIB
     """Memory for the answers of models with ``response_cache = true``; used only by those."""
+
+    shared_cache: SharedCacheConfig = SharedCacheConfig()
 
     metrics_histograms: bool = False
     """Adds the histograms of first responses to the ``nv_*`` series; Triton's default too."""
@@ -280,6 +228,42 @@ class TenantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     priority_max: NotNegative = 0
     """The best level it may ask for: with 2 a request that says 1 is served as a 2. 0: any."""
+
+
+class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How answers are kept, for a model with ``response_cache = true``."""
+
+    ttl: str = ""
+    """How long an answer may be given again: ``"10m"``. "": as long as there is room."""
+
+    shared_between_tenants: bool = False
+    """True: what one tenant asked answers another too. False: each has answers of its own."""
+
+    max_entry_bytes: NotNegative = 0
+    """Larger answers are not kept; 0: none is too large but for the cache itself."""
+
+    semantic_model: str = ""
+    """A text embedding model served here: texts that mean the same by it have the same answer.
+    "": only equal requests have. For models whose one input is a text."""
+
+    semantic_threshold: Annotated[float, Meta(gt=0, le=1)] = 0.97
+    """Cosine of two embeddings from which on they mean the same."""
+
+    semantic_verify: Annotated[float, Meta(ge=0, le=1)] = 0.05
+    """Part of such hits that is run all the same and compared, so that the rate of false ones is
+    known (``headrace_cache_semantic_false_total``)."""
+
+    semantic_entries: Annotated[int, Meta(ge=1, le=100_000)] = 10_000
+    """Embeddings kept; the oldest goes first. All are compared with each request."""
+
+    def __post_init__(self) -> None:
+        if self.ttl:
+            duration_ns(self.ttl)
+
+    @property
+    def ttl_ns(self) -> int:
+        """``ttl`` in nanoseconds; 0: none."""
+        return duration_ns(self.ttl) if self.ttl else 0
 
 
 class TensorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -442,6 +426,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     response_cache: bool = False
     """Equal requests are answered from memory; see ``server.response_cache_bytes``."""
+
+    cache: CacheConfig = CacheConfig()
 
     warmup: tuple[WarmupConfig, ...] = ()
     parameters: dict[str, str] = {}

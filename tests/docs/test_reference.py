@@ -47,7 +47,7 @@ def test_every_setting_is_on_the_page() -> None:
     source = (ROOT / "src" / "headrace" / "config.py").read_text()
     fields = re.findall(r"^    (\w+): ", source, re.MULTILINE)
     nested = {"tls", "limits", "batching", "queue", "server", "defaults", "models"}
-    nested |= {"sequence", "trace", "http2", "slo", "tenants"}
+    nested |= {"sequence", "trace", "http2", "slo", "tenants", "cache", "shared_cache"}
     assert len(fields) > 20
     assert not [name for name in fields if name not in nested and f"| `{name}` |" not in text]
 

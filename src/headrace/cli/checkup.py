@@ -21,8 +21,8 @@ import msgspec
 
 import headrace
 from headrace import machine
-from headrace.config import HttpLimits
 from headrace.errors import HeadraceError
+from headrace.limits import HttpLimits
 from headrace.loading import cache_folder, config_file, load_config
 from headrace.runtimes import registry
 from headrace.server.sockets import listening_socket, reserve_port

@@ -3,6 +3,10 @@
 Law: a request is refused by a prediction only if something is in its way. While an instance
 is free and nothing waits, it runs, whatever is believed: beliefs are mended by what runs.
 
+As long as nearly everybody is in time only that is asked: would it be in time next, if all who
+wait gave way to it? Who has to is known best when the batch is formed. Once some have to go in any
+case, they had better go at the door:
+
 The prediction lays the work that is ahead in batches over the instances as they become free
 (Clockwork, A. Gujarati et al., OSDI 2020), and adds the request to the last one. One more
 question is asked of who would be the first of a batch: how many are likely to come until it
@@ -22,12 +26,16 @@ from headrace.core.events import NEVER_NS, BatchLimits, QueuedRequest
 from headrace.core.instances import Instances
 from headrace.core.latency import LatencyModel
 from headrace.core.pool import ModelState
+from headrace.core.priorities import is_entitled
 from headrace.core.urgency import largest_of, units_of
 
 _LIKELY = 0.7
 """Of those expected, so many are counted on. Chosen by simulation over the curves and arrivals of
 ``benchmarks/goodput.py``: with 1.0 a lull leaves instances idle (3-5 % less within the SLO at the
 highest load that meets it), with 0.5 a third of the refusals come late."""
+
+_OVERLOAD = 0.03
+"""Of the last thousand requests or so, refused or given up; above it some have to go anyway."""
 
 _SOONEST_NS = 1_000_000
 """The shortest time after which it is worth asking again."""
@@ -42,7 +50,15 @@ class Forecast:
         rate: units of work that arrive per nanosecond.
     """
 
-    __slots__ = ("_cost", "_head_due_ns", "_largest", "_now_ns", "_rate", "_starts_ns", "calm_ns")
+    __slots__ = (
+        "_cost",
+        "_head_due_ns",
+        "_largest",
+        "_now_ns",
+        "_rate",
+        "_starts_ns",
+        "calm_ns",
+    )
 
     def __init__(
         self,
@@ -65,12 +81,17 @@ class Forecast:
         self.calm_ns = self._starts_ns[-1] + waves * cost.safe_ns(self._largest)
         """Who is due later is in no danger, while no more than ``units`` are ahead."""
 
-    def finish_ns(self, ahead: float, own: float, due_ns: int) -> float:
+    def finish_ns(self, ahead: float, own: float, due_ns: int, *, strict: bool) -> float:
         """When a request of ``own`` units, with ``ahead`` units before it, would be answered.
 
         Beyond ``due_ns``: it should be refused.
+
+        Args:
+            strict: whether some have to be refused in any case, and this may be one of them.
         """
         cost, largest = self._cost, self._largest
+        if not strict:
+            return self._starts_ns[0] + cost.predict_ns(own)
         starts = list(self._starts_ns)
         waves = ahead / (largest * len(starts)) - 2.0
         if waves > 1.0:
@@ -126,7 +147,7 @@ class Door:
         units = rows
         if limits.max_padded_tokens:
             units = sum([request.rows * (request.length or 1) for request in arriving])
-        model.arrived(units, now_ns)
+        model.arrived(len(arriving), units, now_ns)
         roomy = model.has_room(arriving, rows, units)
         self._calm_ns = 0.0  # who is due from then on is in no danger
         self.calm = roomy
@@ -182,7 +203,8 @@ class Door:
         waiting = model.waiting()
         mean = model.waiting_units / waiting if waiting else 0.0
         ahead = (len(model.alone) + model.queue.ahead_of(request)) * mean
-        finish_ns = forecast.finish_ns(ahead, own, request.due_ns)
+        strict = model.loss > _OVERLOAD and not is_entitled(model.queue, request)
+        finish_ns = forecast.finish_ns(ahead, own, request.due_ns, strict=strict)
         if finish_ns <= request.due_ns:
             return request
         return RejectRequest(

@@ -180,6 +180,14 @@ class FairQueue:
             turns = (lane.ahead_of(request) + 1.0) * self._shares / share - 1.0
         return min(float(len(self)), turns)
 
+    def within_share(self, request: QueuedRequest) -> bool:
+        """Whether its tenant has no more waiting, with it, than its part of the queue."""
+        lane = self._lanes.get(request.tenant)
+        if lane is None:
+            return True
+        share = self._fairness.terms_of(request.tenant).share
+        return len(lane) * self._shares <= len(self) * share
+
     def fattest(self, request: QueuedRequest) -> QueuedRequest | None:
         """The last of the tenant that has most waiting over its share, if more than the
         request's own tenant would have with it."""

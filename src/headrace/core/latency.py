@@ -25,7 +25,7 @@ from math import frexp
 
 from headrace.core.events import LearntCost
 
-QUANTILE = 0.95
+QUANTILE = 0.99
 """A promise is kept by so many batches. Above it a few stalls of the machine would set the
 pace of all; requests behind one another meet several batches, whose errors even out."""
 

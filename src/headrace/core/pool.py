@@ -24,6 +24,9 @@ burst and not of this minute."""
 _RATE_STEP_NS = 300_000
 """How often the rate is worked out anew: a hundredth of the span."""
 
+_LOSS_REQUESTS = 1024
+"""What was lost is looked at over so many: several bursts, so that one is no overload."""
+
 _SHARE_SPAN_NS = 1e9
 """The same for the time of instances that a model used."""
 
@@ -90,6 +93,7 @@ class ModelState:
         "hurried",
         "late",
         "limits",
+        "loss",
         "queue",
         "rejected",
         "removed",
@@ -122,6 +126,7 @@ class ModelState:
         self.batches = self.rows = 0
         self.completed = self.rejected = self.expired = self.cancelled = self.failed = 0
         self.given_up = self.hurried = self.late = 0
+        self.loss = 0.0  # of the requests of late, the part that was refused
         self._rate = self._used = 0.0
         self._came = 0  # units since _rate_ns
         self._rate_ns = self._used_ns = 0
@@ -149,7 +154,7 @@ class ModelState:
 
     def lay_anew(self) -> None:
         """Levels or terms have changed: everybody who waits is put where it belongs now."""
-        waiting = sorted(self.queue, key=_arrival)
+        waiting = sorted(self.queue, key=lambda r: (r.arrival_ns, r.request_id))
         self.queue = queue_for(self.limits, self._fairness, fair=self._fair)
         for request in waiting:
             self.queue.append(request)
@@ -182,8 +187,13 @@ class ModelState:
     def gave_up(self, requests: Sequence[QueuedRequest]) -> None:
         """These waited, and are refused after all."""
         self.left(requests, sum([request.rows for request in requests]))
-        self.rejected += len(requests)
+        self.lost(len(requests))
         self.given_up += len(requests)
+
+    def lost(self, requests: int) -> None:
+        """So many were refused, at the door or later."""
+        self.rejected += requests
+        self.loss += requests / _LOSS_REQUESTS
 
     def alone_after_ns(self, request: QueuedRequest, now_ns: int) -> int:
         """How long after its arrival a request that ran alone now would be answered."""
@@ -263,8 +273,9 @@ class ModelState:
                 return "max_queue_tokens"
         return ""
 
-    def arrived(self, units: int, now_ns: int) -> None:
+    def arrived(self, requests: int, units: int, now_ns: int) -> None:
         """So much work came."""
+        self.loss -= self.loss * min(requests, _LOSS_REQUESTS) / _LOSS_REQUESTS
         self._came += units
         elapsed_ns = now_ns - self._rate_ns
         if elapsed_ns > _RATE_STEP_NS:
@@ -297,10 +308,6 @@ class ModelState:
         for lane in lanes:
             if isinstance(lane, FairQueue):
                 lane.unit_ns = unit_ns
-
-
-def _arrival(request: QueuedRequest) -> tuple[int, int]:
-    return request.arrival_ns, request.request_id
 
 
 class RunningBatch(msgspec.Struct, frozen=True, gc=False):

@@ -75,6 +75,10 @@ class LevelledQueue:
         """The level that is served next, as a queue of its own. There must be one."""
         return self._queues[self._order[0]]
 
+    def lane_of(self, request: QueuedRequest) -> Lane | None:
+        """The queue of its level, if anybody waits there."""
+        return self._queues.get(self.level_of(request))
+
     def lanes(self) -> Iterable[Lane]:
         """All levels that have somebody."""
         return self._queues.values()
@@ -175,6 +179,17 @@ def giving_way(queue: Queue, request: QueuedRequest) -> QueuedRequest | None:
     if isinstance(queue, LevelledQueue):
         return queue.least(request)
     return queue.fattest(request) if isinstance(queue, FairQueue) else None
+
+
+def is_entitled(queue: Queue, request: QueuedRequest) -> bool:
+    """Whether others have to give way before it: its tenant has less waiting than is its due.
+
+    False where tenants are not told apart.
+    """
+    if isinstance(queue, LevelledQueue):
+        lane = queue.lane_of(request)
+        return isinstance(lane, FairQueue) and lane.within_share(request)
+    return isinstance(queue, FairQueue) and queue.within_share(request)
 
 
 def _last_of(queue: Lane) -> QueuedRequest | None:

@@ -156,7 +156,7 @@ class Scheduler:
         for request in requests:
             answer = door.ask(request)
             if isinstance(answer, RejectRequest):
-                model.rejected += 1
+                model.lost(1)
                 actions.append(answer)
                 continue
             victim: QueuedRequest | None = answer
@@ -166,7 +166,7 @@ class Scheduler:
                 reason = "queue_full" if victim is None else "shed"
                 retry_ns = model.retry_after_ns()
                 actions.append(RejectRequest(refused.request_id, reason, retry_ns, limit=bound))
-                model.rejected += 1
+                model.lost(1)
                 if victim is None:
                     break
                 if entered.pop(victim.request_id, None) is None:

@@ -17,6 +17,7 @@ requests alone would be more than the instances can serve, and at least half of 
 from __future__ import annotations
 
 from headrace.core.events import NEVER_NS, BatchLimits, QueuedRequest
+from headrace.core.fairness import FairQueue
 from headrace.core.latency import LatencyModel
 from headrace.core.priorities import Queue, front_of
 from headrace.core.queueing import ModelQueue
@@ -56,8 +57,16 @@ def give_up(
             others.append(request)
         else:
             hopeless.append(request)
+    kept_ns = NEVER_NS  # when the first of those is due who do not give way to anybody
+    if isinstance(front, FairQueue):
+        entitled = {request.tenant: front.within_share(request) for request in others}
+        kept_ns = min([r.due_ns for r in others if entitled[r.tenant]], default=NEVER_NS)
+        beyond += len(others)
+        others = [request for request in others if not entitled[request.tenant]]
+        beyond -= len(others)
     others.sort(key=_due)
-    in_the_way = others[: _start_of_largest(others, beyond, limits, cost, now_ns)]
+    start = _start_of_largest(others, beyond, limits, cost, now_ns=now_ns, kept_ns=kept_ns)
+    in_the_way = others[:start]
     queue.remove([request.request_id for request in hopeless + in_the_way])
     return hopeless, in_the_way
 
@@ -72,15 +81,22 @@ def _start_of_largest(
     beyond: int,
     limits: BatchLimits,
     cost: LatencyModel,
+    *,
     now_ns: int,
+    kept_ns: int,
 ) -> int:
-    """The index, in order of due times, from which the largest batch in time can be formed."""
+    """The index, in order of due times, from which the largest batch in time can be formed.
+
+    Args:
+        beyond: others who may be in it, and are not given up.
+        kept_ns: when the first of these is due.
+    """
     if len(requests) < 2:
         return 0
     units = [units_of(request, limits) for request in requests]
     left = float(sum(units))
     left += beyond * left / len(requests)
-    largest = float(largest_of(limits))
+    largest = min(float(largest_of(limits)), cost.largest_within(kept_ns - now_ns))
     start, best = 0, -1.0
     for index, request in enumerate(requests):
         if left <= best:

@@ -56,6 +56,7 @@ from headrace.engine.outcomes import Outcomes, response_of
 from headrace.engine.recording import Recorder
 from headrace.engine.served import Profile, ServedModel
 from headrace.engine.shapes import ShapeKeys
+from headrace.engine.shared_cache import SharedTier
 from headrace.engine.streams import Streams
 from headrace.engine.tenants import Tenants
 from headrace.engine.validate import check_inputs, rows_of
@@ -75,8 +76,8 @@ class Engine:
         preprocess_threads: threads for tasks.
         tenants: who is told apart from whom; None: nobody.
         response_cache_bytes: for the answers of models that ask for it; 0: none are kept.
+        shared_cache: where they are kept too; ``recorder``: writes down what is decided.
         instrument: told of everything, asked nothing.
-        recorder: writes down what the core is told and what it decides.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Engine:
         instances: int,
         preprocess_threads: int,
         response_cache_bytes: int = 0,
+        shared_cache: SharedTier | None = None,
         tenants: Tenants | None = None,
         instrument: Instrument | None = None,
         recorder: Recorder | None = None,
@@ -93,9 +95,8 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self.now_ns = self._now_ns = (clock or MonotonicClock()).now_ns
         self._scheduler = Scheduler()
-        self._handle = self._scheduler.handle
-        if recorder is not None:
-            self._handle = recorder.around(self._handle)
+        handle = self._scheduler.handle
+        self._handle = recorder.around(handle) if recorder is not None else handle
         self._tenants = tenants or Tenants({})
         self.catalog = Catalog()
         self._outcomes = Outcomes(instrument or Instrument(), self._now_ns)
@@ -120,6 +121,7 @@ class Engine:
             instrument or Instrument(),
             preprocess_threads=preprocess_threads,
             cache_bytes=response_cache_bytes,
+            shared=shared_cache,
         )
         self._streams = Streams(self._loop, self, self._outcomes)
         self._carry_out: dict[type, Callable[[Any], None]] = {
@@ -131,8 +133,7 @@ class Engine:
             FailRequests: self._fail_requests,
         }
         self._instances = InstancePool(self._loop, instances, self._on_batch_finished, self._drive)
-        if self._tenants.enabled:
-            self._drive(self._tenants.event())
+        self._tenants.tell(self._drive)
 
     # -- requests ------------------------------------------------------------------------
 
@@ -202,15 +203,14 @@ class Engine:
 
     def admit(self, ticket: Ticket, lane: ServedModel | None = None) -> None:
         """Gives every part an id and reports them all at the end of this turn of the loop."""
-        served, request = lane or ticket.served, ticket.request
-        now_ns = self._now_ns()
+        served, request, now_ns = lane or ticket.served, ticket.request, self._now_ns()
         ticket.admitted_ns = ticket.admitted_ns or now_ns  # a sequence's turn was waited for
         if not ticket.arrived_ns:
             ticket.arrived_ns = ticket.decoded_ns = now_ns
         deadline_ns = due_ns = ticket.arrived_ns + (request.timeout_ns or served.timeout_ns)
         if slo_ns := request.slo_ns or served.slo_ns:
             due_ns = min(deadline_ns, ticket.arrived_ns + slo_ns)
-        tenant = self._tenants.number(request.tenant) if self._tenants.enabled else 0
+        tenant = self._tenants.number(request.tenant)
         if not self._arrived:
             self._loop.call_soon(self._report_arrivals)
         request_id = self._next_request_id

@@ -16,6 +16,7 @@ from headrace.engine.inflight import Ticket
 from headrace.engine.prepared import Preparation
 from headrace.engine.response_cache import ResponseCache
 from headrace.engine.served import ServedModel
+from headrace.engine.shared_cache import SharedTier
 from headrace.errors import HeadraceError
 from headrace.telemetry.instruments import Instrument
 from headrace.types import InferenceResponse
@@ -39,6 +40,7 @@ class Intakes:
     Args:
         preprocess_threads: of tasks.
         cache_bytes: what the response cache may hold; 0: there is none.
+        shared: where answers are kept for other servers too; None: nowhere.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Intakes:
         *,
         preprocess_threads: int,
         cache_bytes: int,
+        shared: SharedTier | None = None,
     ) -> None:
         self._admit = engine.admit
         self._preparation = Preparation(
@@ -66,6 +69,7 @@ class Intakes:
             answer=engine.answer,
             fail=engine.fail,
             instrument=instrument,
+            shared=shared,
         )
 
     def lay(self, served: ServedModel) -> None:
@@ -92,7 +96,7 @@ class Intakes:
         config = served.config
         return (
             config.response_cache
-            and self.cache.max_bytes > 0
+            and self.cache.store.max_bytes > 0
             and not served.decoupled
             and config.sequence is None
         )

@@ -53,13 +53,22 @@ class ModelManager:
 
     Args:
         workers: processes that share the port, each with an engine.
+        shares_answers: whether answers are kept for other servers, which need to know a model by
+            its content.
     """
 
     def __init__(
-        self, engine: Engine, *, cache_dir: Path, instrument: Instrument, workers: int = 1
+        self,
+        engine: Engine,
+        *,
+        cache_dir: Path,
+        instrument: Instrument,
+        workers: int = 1,
+        shares_answers: bool = False,
     ) -> None:
         self._engine = engine
         self._workers = workers
+        self._shares_answers = shares_answers
         self._cache_dir = cache_dir
         self._instrument = instrument
         self._profiles = ProfileStore(cache_dir / PROFILES)
@@ -232,6 +241,8 @@ class ModelManager:
             served = assembly.served_of(opened)
             stored = self._profile(served, opened)
             assembly.warm(served, opened.source, stored.profile)
+            if self._shares_answers and served.config.response_cache:
+                served.fingerprint = assembly.fingerprint_of(opened.source)
         except BaseException:
             model.unload()
             raise

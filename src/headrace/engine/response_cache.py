@@ -3,28 +3,36 @@
 Law: what is answered from here is byte for byte what the model answered to an equal request:
 same model in memory, same inputs (datatypes, shapes, bytes), same outputs asked for, same
 parameters. Triton's cache leaves parameters out of its key; a model can see them, so here they
-count. Only a model's success is kept. Bounded by bytes, least recently used first to go.
+count. Only a model's success is kept, for as long as the model's ``ttl`` says, and for the tenant
+that asked, unless the model shares. Bounded by bytes (``cache_store``). Where there is a second,
+shared place (``shared_cache``) it is asked before the model, and told after it.
 
 Requests that are equal to one under way wait for its answer instead of running too. If it has
-none to give (it failed, was cancelled, ran out of time), each of them runs by itself.
+none to give, the first of them takes its place and the others wait for that one. Two in a row that
+fail by themselves are believed: the rest get the same error, and not a failure each in turn.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import OrderedDict
+import logging
+from collections import deque
 from collections.abc import Callable
 
 import msgspec
 import numpy as np
 
 from headrace.engine import endings
+from headrace.engine.cache_store import CacheStore
 from headrace.engine.inflight import Reply, Ticket
 from headrace.engine.served import Intake, ServedModel
-from headrace.errors import HeadraceError
+from headrace.engine.shared_cache import SharedTier
+from headrace.errors import HeadraceError, ModelError
 from headrace.telemetry.instruments import Instrument, RequestRecord
 from headrace.types import InferenceRequest, InferenceResponse, Tensor
+
+_LOG = logging.getLogger("headrace.engine")
 
 FOLLOWERS_MAX = 1024
 """Requests that wait for one equal one; more run by themselves, as if there were no cache."""
@@ -41,19 +49,22 @@ _BYTES_ELEMENT = 33
 """What Python needs for a ``bytes`` beside its content."""
 
 
-class _Entry(msgspec.Struct, frozen=True):
-    response: InferenceResponse
-    size_bytes: int
-    model: int
+_FAILURES_BELIEVED = 2
 
 
 class _Flight(msgspec.Struct, eq=False):
-    """One request that runs, and those that wait for its answer."""
+    """One request that runs, and those that wait for its answer.
+
+    ``failures``: leaders in a row that ended with an error of their own; ``error`` the last one's.
+    """
 
     started_ns: int
     lookup_ns: int
-    followers: list[Ticket]
+    followers: deque[Ticket]
     landed: bool = False
+    leader: Ticket | None = None
+    failures: int = 0
+    error: HeadraceError | None = None
 
 
 class ResponseCache:
@@ -61,6 +72,7 @@ class ResponseCache:
 
     Args:
         max_bytes: of all entries together; one that alone is larger is not kept.
+        shared: a second place for answers; None: there is none.
         answer: ends a ticket with a response.
         fail: ends a ticket with an error.
         instrument: told of every look-up.
@@ -75,19 +87,16 @@ class ResponseCache:
         answer: Callable[[Ticket, InferenceResponse], None],
         fail: Callable[[Ticket, str, HeadraceError], None],
         instrument: Instrument,
+        shared: SharedTier | None = None,
     ) -> None:
-        self.max_bytes = max_bytes
-        self.size_bytes = 0
+        self.store: CacheStore[InferenceResponse] = CacheStore(max_bytes)
+        self._shared = shared
         self._loop = loop
         self._now_ns = now_ns
         self._answer = answer
         self._fail = fail
         self._instrument = instrument
-        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
         self._flights: dict[bytes, _Flight] = {}
-
-    def __len__(self) -> int:
-        return len(self._entries)
 
     def before(self, then: Intake) -> Intake:
         """The intake that answers from memory what it can and hands the rest to ``then``."""
@@ -102,17 +111,14 @@ class ResponseCache:
 
     def forget(self, served: ServedModel) -> None:
         """Its model is gone."""
-        gone = [key for key, entry in self._entries.items() if entry.model == served.number]
-        for key in gone:
-            self._remove(key)
+        self.store.forget(served.number)
 
     def _take(self, ticket: Ticket, then: Intake) -> None:
         started_ns = self._now_ns()
         key = key_of(ticket)
-        entry = self._entries.get(key)
-        if entry is not None:
-            self._entries.move_to_end(key)
-            self._loop.call_soon(self._hit, ticket, entry.response, started_ns)
+        kept = self.store.get(key, started_ns)
+        if kept is not None:
+            self._loop.call_soon(self._hit, ticket, kept, started_ns)
             return
         flight = self._flights.get(key)
         if flight is not None and len(flight.followers) < FOLLOWERS_MAX:
@@ -120,7 +126,15 @@ class ResponseCache:
             return
         taken_ns = self._now_ns() - started_ns
         if flight is None:
-            self._lead(ticket, key, _Flight(started_ns, taken_ns, []), then)
+            flight = _Flight(started_ns, taken_ns, deque())
+            try:
+                if self._shared is None or not ticket.served.fingerprint:
+                    self._lead(ticket, key, flight, then)
+                else:
+                    self._look_further(ticket, key, flight, then, self._shared)
+            except HeadraceError:
+                self._close(key, flight)  # nobody follows yet: that takes another submission
+                raise
         else:
             self._looked_up(ticket, taken_ns, hit=False)
             then(ticket)
@@ -147,8 +161,17 @@ class ResponseCache:
 
     # -- equal requests at one time -------------------------------------------------------
 
-    def _lead(self, ticket: Ticket, key: bytes, flight: _Flight, then: Intake) -> None:
+    def _lead(
+        self,
+        ticket: Ticket,
+        key: bytes,
+        flight: _Flight,
+        then: Intake,
+        begin: Intake | None = None,
+    ) -> None:
+        """Runs it; ``begin`` first, if given, which sees to it that ``then`` is called."""
         self._flights[key] = flight
+        flight.leader = ticket
         ticket.reply = _Leader(self, key, flight, ticket.reply)
 
         def ended(leader: Ticket) -> None:
@@ -156,11 +179,7 @@ class ResponseCache:
             self._loop.call_soon(self._lost, leader, key, flight, then)
 
         ticket.when_ended(ended)
-        try:
-            then(ticket)
-        except HeadraceError:
-            self._close(key, flight)  # nobody follows yet: that takes another submission
-            raise
+        (begin or then)(ticket)
 
     def _follow(self, ticket: Ticket, flight: _Flight) -> None:
         now_ns = self._now_ns()
@@ -181,39 +200,100 @@ class ResponseCache:
         """The leader has its answer: keep it, and give it to those that wait."""
         began_ns = self._now_ns()
         self._close(key, flight)
-        kept = _copy_of(response)
-        size_bytes = _ENTRY_BYTES + sum(_size_bytes(tensor.data) for tensor in kept.outputs)
-        if size_bytes <= self.max_bytes:
-            self._entries[key] = _Entry(kept, size_bytes, ticket.served.number)
-            self.size_bytes += size_bytes
-            while self.size_bytes > self.max_bytes:
-                self._remove(next(iter(self._entries)))
+        kept = self._keep(key, ticket.served, response, began_ns)
+        if self._shared is not None and ticket.served.fingerprint:
+            ttl_ns = ticket.served.config.cache.ttl_ns
+            self._shared.put(shared_key(ticket), kept, ttl_ns)
         self._looked_up(ticket, flight.lookup_ns + self._now_ns() - began_ns, hit=False)
         for follower in flight.followers:
             self._loop.call_soon(self._hit, follower, kept, flight.started_ns)
 
+    def _keep(
+        self, key: bytes, served: ServedModel, response: InferenceResponse, now_ns: int
+    ) -> InferenceResponse:
+        cache = served.config.cache
+        kept = _copy_of(response)
+        size_bytes = _ENTRY_BYTES + sum(_size_bytes(tensor.data) for tensor in kept.outputs)
+        if not cache.max_entry_bytes or size_bytes <= cache.max_entry_bytes:
+            expires_ns = now_ns + cache.ttl_ns if cache.ttl_ns else 0
+            self.store.put(
+                key,
+                kept,
+                size_bytes,
+                group=served.number,
+                expires_ns=expires_ns,
+                now_ns=now_ns,
+            )
+        return kept
+
     def _lost(self, leader: Ticket, key: bytes, flight: _Flight, then: Intake) -> None:
-        """The leader ended; if without an answer, everybody runs by itself."""
-        if flight.landed:
+        """The leader ended; if without an answer, the first that waits takes its place."""
+        if flight.landed or flight.leader is not leader:
             return
-        self._close(key, flight)
         self._looked_up(leader, flight.lookup_ns, hit=False)
-        for ticket in flight.followers:
+        # A model's error is about what was asked; that somebody left, or ran out of time, is not.
+        failed = isinstance(flight.error, ModelError)
+        flight.failures = flight.failures + 1 if failed else 0
+        error, flight.error = flight.error, None
+        while flight.followers:
+            ticket = flight.followers.popleft()
             if ticket.done:
                 continue
-            self._looked_up(ticket, flight.lookup_ns, hit=False)
+            if flight.failures >= _FAILURES_BELIEVED and error is not None:
+                self._looked_up(ticket, flight.lookup_ns, hit=False)
+                self._fail(ticket, "fail", error)
+                continue
+            try:
+                self._lead(ticket, key, flight, then)
+            except HeadraceError as refused:
+                self._fail(ticket, "reject", refused)
+                continue
+            return
+        self._close(key, flight)
+
+    # -- the shared place -----------------------------------------------------------------
+
+    def _look_further(
+        self, ticket: Ticket, key: bytes, flight: _Flight, then: Intake, shared: SharedTier
+    ) -> None:
+        """Asks the shared place before the model; equal requests wait for what it says."""
+        self._lead(ticket, key, flight, then, _nothing_yet)
+        self._loop.create_task(self._asked(ticket, key, flight, then, shared)).add_done_callback(
+            _raised
+        )
+
+    async def _asked(
+        self, ticket: Ticket, key: bytes, flight: _Flight, then: Intake, shared: SharedTier
+    ) -> None:
+        found = await shared.get(shared_key(ticket))
+        if ticket.done:
+            return
+        if found is None:
             try:
                 then(ticket)
             except HeadraceError as error:
                 self._fail(ticket, "reject", error)
+            return
+        self._close(key, flight)
+        kept = self._keep(key, ticket.served, found, self._now_ns())
+        ticket.reply = ticket.reply.inner if isinstance(ticket.reply, _Leader) else ticket.reply
+        self._hit(ticket, kept, flight.started_ns)
+        for follower in flight.followers:
+            self._hit(follower, kept, flight.started_ns)
 
     def _close(self, key: bytes, flight: _Flight) -> None:
         flight.landed = True
         if self._flights.get(key) is flight:
             del self._flights[key]
 
-    def _remove(self, key: bytes) -> None:
-        self.size_bytes -= self._entries.pop(key).size_bytes
+
+def _nothing_yet(_ticket: Ticket) -> None:
+    """The request waits for the shared place."""
+
+
+def _raised(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        _LOG.error("the shared cache", exc_info=task.exception())
 
 
 class _Leader:
@@ -223,24 +303,36 @@ class _Leader:
         self._cache = cache
         self._key = key
         self._flight = flight
-        self._reply = reply
+        self.inner = reply
 
     def complete(self, response: InferenceResponse, record: RequestRecord) -> None:
         """Keeps the answer and passes it on."""
         assert isinstance(record, Ticket)
         self._cache.landed(self._key, self._flight, record, response)
-        self._reply.complete(response, record)
+        self.inner.complete(response, record)
 
     def fail(self, error: HeadraceError) -> None:
         """Passes it on; who follows is seen to when the ticket has ended."""
-        self._reply.fail(error)
+        self._flight.error = error
+        self.inner.fail(error)
 
 
 def key_of(ticket: Ticket) -> bytes:
-    """Names everything that decides the answer, in 32 bytes."""
-    served, request = ticket.served, ticket.request
+    """Names everything that decides the answer, in 32 bytes, in this process."""
+    return _digest(ticket, ticket.served.number)
+
+
+def shared_key(ticket: Ticket) -> bytes:
+    """The same for other processes: the model by its name, version and content."""
+    served = ticket.served
+    return _digest(ticket, (served.name, served.version, served.fingerprint))
+
+
+def _digest(ticket: Ticket, model: object) -> bytes:
+    request = ticket.request
+    tenant = "" if ticket.served.config.cache.shared_between_tenants else request.tenant
     digest = hashlib.blake2b(digest_size=32)
-    digest.update(repr((served.number, _wanted(request), _parameters(request))).encode())
+    digest.update(repr((model, tenant, _wanted(request), _parameters(request))).encode())
     for array in ticket.arrays:
         if array is None:
             digest.update(b"-")

@@ -90,6 +90,7 @@ class ServedModel:
         "collate",
         "config",
         "decoupled",
+        "fingerprint",
         "finish",
         "input_count",
         "intake",
@@ -169,6 +170,7 @@ class ServedModel:
         self.ragged: frozenset[int] = frozenset()  # inputs of any size, run without padding
         self.timeout_ns = int(config.queue.timeout_s * 1e9)
         self.slo_ns = config.slo.target_ns
+        self.fingerprint = ""  # of its content, where answers are shared with other processes
         self.row_bytes = 0  # of all inputs, where every row has as many
         self.nonfinite_refused = not config.allow_nonfinite
         inputs = metadata.inputs

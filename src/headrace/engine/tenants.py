@@ -9,10 +9,10 @@ nobody gains a place by inventing names.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from headrace.config import TenantConfig
-from headrace.core.events import TenantsChanged, TenantTerms
+from headrace.core.events import Event, TenantsChanged, TenantTerms
 
 ANYBODY = "*"
 
@@ -63,6 +63,11 @@ class Tenants:
     def label(self, name: str) -> str:
         """The name under which it is counted: its own only if it is listed."""
         return name if name in self._listed else ""
+
+    def tell(self, drive: Callable[[Event], None]) -> None:
+        """Tells the core of the terms, if there are any."""
+        if self.enabled:
+            drive(self.event())
 
     def event(self) -> TenantsChanged:
         """What the core is told at the start, if they are enabled."""

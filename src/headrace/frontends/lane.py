@@ -8,12 +8,12 @@ from collections.abc import Callable
 from email.utils import formatdate
 from typing import Protocol
 
-from headrace.config import Http2Limits, HttpLimits
 from headrace.frontends import refusals
 from headrace.frontends.exchange import Handler
 from headrace.frontends.grpc.call import Methods
 from headrace.frontends.heads import Head
 from headrace.frontends.refusals import Refusal
+from headrace.limits import Http2Limits, HttpLimits
 from headrace.telemetry.snapshot import HttpCounters
 
 

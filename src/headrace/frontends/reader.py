@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 
 import httptools
 
-from headrace.config import HttpLimits
 from headrace.frontends import refusals
 from headrace.frontends.exchange import head_of
 from headrace.frontends.heads import Head, may_be_remembered, read_head
 from headrace.frontends.refusals import Refusal
+from headrace.limits import HttpLimits
 
 IDLE, IN_HEAD, IN_BODY = range(3)
 """Where a reader is: between two requests, or in one."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from headrace.config import HttpLimits
 from headrace.frontends.status import v2_body
+from headrace.limits import HttpLimits
 
 
 class Refusal(msgspec.Struct, frozen=True):

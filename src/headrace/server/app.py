@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from headrace import __version__
+from headrace.clock import MonotonicClock
 from headrace.config import Config, ServerConfig, TlsConfig
 from headrace.engine.catalog import UNLOADED
 from headrace.engine.engine import Engine
@@ -24,6 +25,7 @@ from headrace.engine.limits import load_of
 from headrace.engine.models import ModelManager
 from headrace.engine.opening import Openings
 from headrace.engine.recording import Recorder
+from headrace.engine.shared_cache import SharedTier
 from headrace.engine.tenants import Tenants
 from headrace.errors import ConfigError, ModelLoadError
 from headrace.frontends.access import LoggedConnection
@@ -69,6 +71,13 @@ def _settle() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
+def _shared_cache(server: ServerConfig, metrics: Metrics) -> SharedTier | None:
+    shared = server.shared_cache
+    if not shared.url:
+        return None
+    return SharedTier(shared, MonotonicClock.now_ns, metrics.shared_cache_asked)
+
+
 def _recorder(server: ServerConfig, group: Group | None) -> Recorder | None:
     if not server.record:
         return None
@@ -99,12 +108,14 @@ class Application:
         cores = usable_cores()
         wanted = [model.instances for model in (config.defaults, *config.models.values())]
         self._recorder = _recorder(server, group)
+        self._shared_cache = _shared_cache(server, self.metrics)
         self.engine = Engine(
             instances=max(cores, *wanted),
             response_cache_bytes=config.server.response_cache_bytes,
             preprocess_threads=server.preprocess_threads or cores,
             tenants=Tenants(config.tenants),
             recorder=self._recorder,
+            shared_cache=self._shared_cache,
             instrument=self.metrics,
         )
         self.manager = ModelManager(
@@ -112,6 +123,7 @@ class Application:
             cache_dir=cache_folder(config, os.environ),
             instrument=self.metrics,
             workers=server.workers,
+            shares_answers=self._shared_cache is not None,
         )
         self._paths, self._name = tuple(paths), name
         self.shared_memory = SharedMemory()
@@ -261,6 +273,8 @@ class Application:
             await self._grpcio.stop(0)
         self.lane.abort()
         self.engine.close()
+        if self._shared_cache is not None:
+            await self._shared_cache.close()
         if self._recorder is not None:
             self._recorder.close()
         await self.control.close()

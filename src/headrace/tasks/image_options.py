@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from headrace.config import Positive
 from headrace.errors import ConfigError, ModelLoadError
+from headrace.limits import Positive
 from headrace.types import DYNAMIC, TensorSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

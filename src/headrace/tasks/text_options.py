@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from headrace.config import MIB, NotNegative, Positive
 from headrace.errors import ConfigError
+from headrace.limits import MIB, NotNegative, Positive
 
 Tokens = Annotated[int, Meta(ge=1, le=1_000_000)]
 Pooling = Literal["mean", "cls", "max", "last"]

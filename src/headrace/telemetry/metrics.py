@@ -12,6 +12,7 @@ named it; versions that are gone keep their counters for a while (``MAX_RETIRED`
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 
 from headrace.telemetry import snapshot
@@ -47,6 +48,7 @@ from headrace.telemetry.snapshot import (
     TIME_BOUNDS_NS,
     TOKENS,
     USEFUL_TOKENS,
+    CacheCount,
     Failure,
     HttpCounters,
     ModelCounters,
@@ -97,6 +99,7 @@ class Metrics(Instrument):
         self._models: dict[tuple[str, str], ModelCounters] = {}
         self._retired: dict[tuple[str, str], None] = {}
         self._names: set[str] = set()
+        self._caches: Counter[tuple[str, str, str]] = Counter()
         self._failures: dict[tuple[str, str, str, str], int] = {}
         self._reasons: set[str] = set()
 
@@ -251,6 +254,14 @@ class Metrics(Instrument):
             totals[CACHE_MISS_NS] += ns
             counters.cache_miss_counts[bucket] += 1
 
+    def shared_cache_asked(self, how: str) -> None:
+        """The shared cache was asked: "hit", "miss" or "error"."""
+        self._caches["shared", "", how] += 1
+
+    def semantic_cache_asked(self, model: str, how: str) -> None:
+        """A semantic cache was: "hit", "miss"; "verified" or "false" where a hit was run too."""
+        self._caches["semantic", model, how] += 1
+
     def queue_changed(self, model: str, version: str, queue: QueueRecord) -> None:
         """Gauges, and the counts that the scheduler keeps itself."""
         counters = self._models.get((model, version)) or self._known(model, version)
@@ -295,6 +306,7 @@ class Metrics(Instrument):
                 machine=self._usage.machine(),
                 gpus=[] if self._gpus is None else self._gpus.read(),
                 own=self._own.series(),
+                caches=[CacheCount(*key, count) for key, count in self._caches.items()],
             )
         )
 

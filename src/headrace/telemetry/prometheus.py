@@ -138,6 +138,7 @@ def render(snapshots: Sequence[bytes], options: RenderOptions | None = None) -> 
     page = Exposition()
     _write_requests(page, snapshot)
     _write_models(page, snapshot.models)
+    _write_caches(page, snapshot)
     _write_http(page, snapshot)
     _write_process(page, snapshot)
     if options.triton is not None:
@@ -169,6 +170,31 @@ def _write_requests(page: Exposition, snapshot: Snapshot) -> None:
     for (model_name, version, outcome, reason), count in sorted(counts.items()):
         label_set = labels(model=model_name, version=version, outcome=outcome, reason=reason)
         page.sample(name, label_set, count)
+
+
+def _write_caches(page: Exposition, snapshot: Snapshot) -> None:
+    counts = {(each.kind, each.model, each.result): each.count for each in snapshot.caches}
+    page.family(
+        "headrace_shared_cache_requests_total",
+        "counter",
+        "Looks into the cache that servers share, by what it said.",
+    )
+    for result in ("hit", "miss", "error"):
+        count = counts.get(("shared", "", result), 0)
+        page.sample("headrace_shared_cache_requests_total", labels(result=result), count)
+    models = sorted({each.model for each in snapshot.caches if each.kind == "semantic"})
+    if not models:
+        return
+    page.family(
+        "headrace_semantic_cache_requests_total",
+        "counter",
+        "Looks into a semantic cache; verified and false are of hits that were run all the same.",
+    )
+    for model in models:
+        for result in ("hit", "miss", "verified", "false"):
+            count = counts.get(("semantic", model, result), 0)
+            label = labels(model=model, result=result)
+            page.sample("headrace_semantic_cache_requests_total", label, count)
 
 
 def _write_models(page: Exposition, models: Sequence[ModelCounters]) -> None:

@@ -152,6 +152,18 @@ class ModelCounters(msgspec.Struct, array_like=True):
     slowdown: float = 0.0
 
 
+class CacheCount(msgspec.Struct, array_like=True):
+    """How often a cache beside the exact one of this process was asked, and what it said.
+
+    ``kind`` is "shared" (``model`` "" then) or "semantic".
+    """
+
+    kind: str
+    model: str
+    result: str
+    count: int
+
+
 class Failure(msgspec.Struct, array_like=True):
     """How many requests ended without an answer, and why.
 
@@ -227,6 +239,7 @@ class Snapshot(msgspec.Struct):
     machine: MachineReading = msgspec.field(default_factory=MachineReading)
     gpus: list[GpuReading] = msgspec.field(default_factory=list)
     own: list[ModelSeries] = msgspec.field(default_factory=list)
+    caches: list[CacheCount] = msgspec.field(default_factory=list)
 
 
 encode = msgspec.msgpack.Encoder().encode
@@ -243,6 +256,7 @@ def merge(snapshots: Sequence[bytes]) -> Snapshot:
     models: dict[tuple[str, str], ModelCounters] = {}
     failures: dict[tuple[str, str, str, str], Failure] = {}
     own: list[ModelSeries] = []
+    caches: dict[tuple[str, str, str], CacheCount] = {}
     for snapshot in map(_decode, snapshots):
         total.version = total.version or snapshot.version
         total.workers += snapshot.workers
@@ -260,7 +274,12 @@ def merge(snapshots: Sequence[bytes]) -> Snapshot:
         _take_largest(total.machine, snapshot.machine)
         total.gpus = total.gpus or snapshot.gpus
         own += snapshot.own
+        for cache in snapshot.caches:
+            asked = caches.setdefault((cache.kind, cache.model, cache.result), cache)
+            if asked is not cache:
+                asked.count += cache.count
     total.own = added(own)
+    total.caches = [caches[key] for key in sorted(caches)]
     total.models = [models[key] for key in sorted(models)]
     total.failures = [failures[key] for key in sorted(failures)]
     return total

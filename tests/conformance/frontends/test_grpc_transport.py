@@ -11,12 +11,12 @@ import grpc
 import pytest
 import uvloop
 
-from headrace.config import Http2Limits, HttpLimits
 from headrace.errors import InvalidRequest, Overloaded
 from headrace.frontends.grpc.call import Call, Method
 from headrace.frontends.http1 import Connection
 from headrace.frontends.http2.connection import Http2Connection
 from headrace.frontends.lane import Lane
+from headrace.limits import Http2Limits, HttpLimits
 from headrace.telemetry.snapshot import HttpCounters
 
 WAIT_S = 30

@@ -25,13 +25,13 @@ from hyperframe.frame import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.config import Http2Limits, HttpLimits
 from headrace.errors import InvalidRequest
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.grpc.call import Call, Method
 from headrace.frontends.http2 import frames
 from headrace.frontends.http2.connection import Http2Connection
 from headrace.frontends.lane import Lane
+from headrace.limits import Http2Limits, HttpLimits
 from headrace.telemetry.snapshot import HttpCounters
 from tests.unit.frontends.http2.bench import (
     GET,

@@ -145,6 +145,8 @@ def test_who_would_be_first_of_a_batch_that_grows_too_large_is_refused_now(hurry
         hurry.at(third / 3)
         hurry.arrive(hurry.hurried(due=500))
     hurry.send(RequestsCancelled(tuple(range(19, 100))))  # nobody waits any more
+    refused = hurry.arrive(*[hurry.hurried(due=10) for _ in range(40)])
+    assert len(refused) == 40  # so many that it is an overload
 
     early = hurry.hurried(due=26)  # alone it would be done in 16 + 6
     late = hurry.hurried(due=45)

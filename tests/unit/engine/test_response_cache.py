@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.config import CacheConfig
 from headrace.engine.engine import Engine
 from headrace.errors import DeadlineExceeded, InferenceFailed
+from headrace.testing.clock import ManualClock
 from headrace.testing.fakes import FakeModel
 from headrace.types import InferenceRequest, RequestedOutput, TensorSpec
 
@@ -31,13 +33,14 @@ class CacheWatcher(Watcher):
 class Cached:
     """An engine with a cache of its own size."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, clock=None) -> None:
         self.watcher = CacheWatcher()
         self.engine = Engine(
             instances=1,
             preprocess_threads=1,
             response_cache_bytes=max_bytes,
             instrument=self.watcher,
+            clock=clock,
         )
 
     def serve(self, model, **config):
@@ -134,10 +137,23 @@ async def test_a_failure_is_nobodys_answer_but_its_own(cached):
         *(cached.engine.infer(x(1, 1, 1, 1)) for _ in range(3)), return_exceptions=True
     )
     assert [isinstance(outcome, InferenceFailed) for outcome in outcomes] == [True, False, False]
-    assert cached.watcher.looks == [False] * 3
+    assert cached.watcher.looks == [False, False, True]
+    assert len(model.calls) == 2  # the one that failed, and the first that waited for it
 
-    await cached.engine.infer(x(1, 1, 1, 1))
-    assert len(model.calls) in {2, 3}  # those that followed may have shared a batch
+
+async def test_two_failures_in_a_row_are_believed(cached):
+    model = FakeModel()
+    for _ in range(5):
+        model.fail_next(InferenceFailed("always"))
+    cached.serve(model)
+    outcomes = await asyncio.gather(
+        *(cached.engine.infer(x(1, 1, 1, 1)) for _ in range(5)), return_exceptions=True
+    )
+
+    assert {type(outcome) for outcome in outcomes} == {InferenceFailed}
+    assert len(model.calls) == 2
+    assert cached.watcher.looks == [False] * 5
+    assert cached.watcher.ends == ["fail:inference_failed"] * 5
 
 
 async def test_who_follows_one_that_is_cancelled_runs_by_itself(cached):
@@ -165,19 +181,53 @@ async def test_who_follows_keeps_its_own_deadline(cached):
     assert await cached.engine.drain(10)
 
 
-async def test_the_least_recently_used_goes_first_and_the_bound_holds():
+async def test_what_is_asked_for_once_goes_first_and_the_bound_holds():
     cached = Cached(max_bytes=3 * 600)  # an answer of 4 floats takes 528
     try:
-        model = FakeModel()
-        cached.serve(model)
-        for value in (1, 2, 3, 1, 4, 1, 2):
+        cached.serve(FakeModel())
+        for value in (1, 1, 2, 3, 4, 5, 6, 1, 7, 1):
             await cached.engine.infer(x(value, 0, 0, 0))
-        assert cached.watcher.looks == [False, False, False, True, False, True, False]
-        cache = cached.engine._intakes.cache
-        assert len(cache) == 3
-        assert cache.size_bytes <= cache.max_bytes
+        assert cached.watcher.looks[-3:] == [True, False, True], "1 has stayed"
+        store = cached.engine._intakes.cache.store
+        assert len(store) == 3
+        assert store.size_bytes <= store.max_bytes
     finally:
         cached.engine.close()
+
+
+async def test_an_answer_is_given_again_until_its_time_is_over():
+    clock = ManualClock()
+    cached = Cached(1_000_000, clock)
+    try:
+        cached.serve(FakeModel(), cache=CacheConfig(ttl="10s"))
+        for passed_s in (0, 9, 2, 9):
+            clock.advance_ns(passed_s * 1_000_000_000)
+            await cached.engine.infer(x(1, 0, 0, 0))
+        assert cached.watcher.looks == [False, True, False, True]
+    finally:
+        cached.engine.close()
+
+
+@pytest.mark.parametrize(("shared", "looks"), [(False, [False, False]), (True, [False, True])])
+async def test_a_tenant_has_answers_of_its_own_unless_the_model_shares(cached, shared, looks):
+    cached.serve(FakeModel(), cache=CacheConfig(shared_between_tenants=shared))
+    for tenant in ("a", "b"):
+        await cached.engine.infer(x(1, 0, 0, 0, tenant=tenant))
+    assert cached.watcher.looks == looks
+
+
+async def test_tenants_do_not_wait_for_one_another_either(cached):
+    model = FakeModel()
+    cached.serve(model)
+    await asyncio.gather(*(cached.engine.infer(x(1, 0, 0, 0, tenant=t)) for t in "aabb"))
+    assert sum(len(call[0]) for call in model.calls) == 2
+
+
+async def test_an_answer_larger_than_the_model_wants_kept_is_not(cached):
+    cached.serve(FakeModel(), cache=CacheConfig(max_entry_bytes=527))
+    for _ in range(2):
+        await cached.engine.infer(x(1, 0, 0, 0))
+    assert cached.watcher.looks == [False, False]
 
 
 async def test_an_answer_larger_than_the_cache_is_not_kept():
@@ -187,7 +237,7 @@ async def test_an_answer_larger_than_the_cache_is_not_kept():
         for _ in range(2):
             await cached.engine.infer(ask(tensor("x", np.ones((100, 4)))))
         assert cached.watcher.looks == [False, False]
-        assert len(cached.engine._intakes.cache) == 0
+        assert len(cached.engine._intakes.cache.store) == 0
     finally:
         cached.engine.close()
 
@@ -211,7 +261,7 @@ async def test_another_copy_of_the_model_starts_with_nothing(cached):
     served = cached.serve(FakeModel())
     await cached.engine.infer(x(1, 1, 1, 1))
     cached.engine.remove_model(served)
-    assert cached.engine._intakes.cache.size_bytes == 0
+    assert cached.engine._intakes.cache.store.size_bytes == 0
 
     cached.serve(FakeModel(lambda x: [x * 3]))
     answer = await cached.engine.infer(x(1, 1, 1, 1))

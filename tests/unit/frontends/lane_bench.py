@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from headrace.config import HttpLimits
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.http1 import Connection
 from headrace.frontends.lane import Lane
+from headrace.limits import HttpLimits
 from headrace.telemetry.snapshot import HttpCounters
 
 HOST = b"Host: a\r\n"

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 
-from headrace.config import Http2Limits, HttpLimits
 from headrace.frontends.http2 import frames
 from headrace.frontends.http2.blocks import Block, check_setting, unpadded
 from headrace.frontends.http2.faults import (
@@ -30,6 +29,7 @@ from headrace.frontends.http2.faults import (
 )
 from headrace.frontends.http2.fields import NO_TABLE, HeaderDecoder, check_field
 from headrace.frontends.http2.streams import Host, Sender, Stream
+from headrace.limits import Http2Limits, HttpLimits
 from headrace.telemetry.snapshot import HttpCounters
 
 _LOG = logging.getLogger("headrace.http")

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from headrace.config import Http2Limits, HttpLimits
 from headrace.frontends.http2 import fields, frames
 from headrace.frontends.http2.faults import (
     CANCEL,
@@ -22,6 +21,7 @@ from headrace.frontends.http2.faults import (
     ConnectionFault,
     StreamFault,
 )
+from headrace.limits import Http2Limits, HttpLimits
 from headrace.telemetry.snapshot import HttpCounters
 
 _MAX_FRAME = 65_536

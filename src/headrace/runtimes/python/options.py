@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from headrace.config import MIB, Positive, Seconds
 from headrace.errors import ModelLoadError
+from headrace.limits import MIB, Positive, Seconds
 
 
 class TensorOption(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

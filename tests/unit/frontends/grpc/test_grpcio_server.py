@@ -12,10 +12,11 @@ import grpc
 import grpc.aio
 import pytest
 
-from headrace.config import Http2Limits, ServerConfig
+from headrace.config import ServerConfig
 from headrace.errors import AddressInUse, InvalidRequest, MissingExtra, Overloaded
 from headrace.frontends.grpc.call import Call, Method, Methods
 from headrace.frontends.grpc.grpcio_server import GrpcioServer
+from headrace.limits import Http2Limits
 
 WAIT_S = 30
 

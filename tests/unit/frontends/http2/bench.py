@@ -16,13 +16,13 @@ import h2.events
 import hpack
 from hyperframe.frame import Frame, GoAwayFrame, HeadersFrame, RstStreamFrame
 
-from headrace.config import Http2Limits, HttpLimits
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.grpc.call import Call, Method
 from headrace.frontends.http1 import Connection
 from headrace.frontends.http2 import frames
 from headrace.frontends.http2.connection import Http2Connection
 from headrace.frontends.lane import Lane
+from headrace.limits import Http2Limits, HttpLimits
 from headrace.telemetry.snapshot import HttpCounters
 from tests.unit.frontends.lane_bench import FakeTransport, ManualLoop
 

@@ -1,0 +1,95 @@
+"""What one connection may cost, with the bound, the default, and the reason for the default.
+
+Apart from ``config`` only because that page is long enough; it is imported from there.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one HTTP connection may cost. Full means a typed refusal, never a silent drop."""
+
+    max_body_bytes: Positive = 64 * MIB
+    """Largest request body, also after decompression. 64 MiB holds a batch of 100
+    224x224 float images; nginx says 1 MiB, Triton has no limit."""
+
+    max_header_bytes: Positive = 32 * KIB
+    """Request line and all headers together. Apache and nginx end at 8 KiB a line and
+    32 KiB in all; long bearer tokens fit."""
+
+    max_headers: Positive = 100
+    """Number of header fields; Apache's and Node's own limit is 100 or more."""
+
+    max_connections: Positive = 10_000
+    """Open connections of one worker process; below the usual file-descriptor limit."""
+
+    max_pipelined: Positive = 16
+    """Requests of one connection that may be under way; above it reading pauses, so
+    nothing is lost and memory stays bounded."""
+
+    header_timeout_s: Seconds = 10.0
+    """From the first byte of a request to the end of its headers (slow-loris)."""
+
+    body_timeout_s: Seconds = 60.0
+    """From the end of the headers to the end of the body; 64 MiB at 10 Mbit/s."""
+
+    idle_timeout_s: Seconds = 75.0
+    """A keep-alive connection without a request; a little more than the 60 s that load
+    balancers keep theirs, so that it is the balancer that closes first."""
+
+    write_timeout_s: Seconds = 60.0
+    """A client that does not read its answer for so long is disconnected."""
+
+
+class Http2Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one HTTP/2 connection may cost, beside what ``HttpLimits`` says for both."""
+
+    max_concurrent_streams: Annotated[int, Meta(ge=1, le=100_000)] = 1024
+    """Requests under way on one connection; more are refused, and clients send them again.
+    nginx says 128, Go 250; a gRPC client has one connection for all its threads."""
+
+    max_message_bytes: Positive = 64 * MIB
+    """Largest gRPC message, also after decompression: as ``max_body_bytes``."""
+
+    stream_window_bytes: Annotated[int, Meta(ge=65_535, le=2**31 - 1)] = 1 * MIB
+    """What a client may send on one stream before it hears from us: a gigabit for 8 ms."""
+
+    connection_window_bytes: Annotated[int, Meta(ge=65_535, le=2**31 - 1)] = 16 * MIB
+    """The same for all streams of a connection together."""
+
+    max_buffered_bytes: Positive = 256 * MIB
+    """Of messages that are not complete yet, in one connection: four of the largest."""
+
+    max_header_list_bytes: Positive = 64 * KIB
+    """A request's header fields decoded, 32 bytes for each included: what a few bytes of HPACK
+    may stand for (a bomb). More ends the connection; above ``max_header_bytes`` the request
+    alone is refused."""
+
+    max_continuations: NotNegative = 16
+    """CONTINUATION frames after one HEADERS; a list of 32 KiB fits into two."""
+
+    max_control_frames: Positive = 4096
+    """SETTINGS, PING, PRIORITY, WINDOW_UPDATE and empty frames beyond those that ordinary
+    traffic has; every request and every frame with data allows four more."""
+
+    max_resets: Positive = 512
+    """Streams that the client cancels beyond those that it lets end (rapid reset,
+    CVE-2023-44487). A client that hedges every request stays below."""
+
+    max_unsent_bytes: Positive = 64 * MIB
+    """Of answers that wait for the client's window or its socket; while there is more, new
+    requests are refused, and clients send them again."""
