@@ -8,22 +8,34 @@ sequence (``served.intake``); queued. A model that needs none of it has no intak
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from headrace.engine import declared
-from headrace.engine.inflight import Ticket
+from headrace.engine.catalog import Catalog
+from headrace.engine.inflight import Reply, Ticket
 from headrace.engine.prepared import Preparation
 from headrace.engine.response_cache import ResponseCache
-from headrace.engine.served import ServedModel
+from headrace.engine.semantic_cache import SemanticCache, can_be_semantic
+from headrace.engine.served import Intake, ServedModel
 from headrace.engine.shared_cache import SharedTier
 from headrace.errors import HeadraceError
 from headrace.telemetry.instruments import Instrument
-from headrace.types import InferenceResponse
+from headrace.types import InferenceRequest, InferenceResponse
+
+_LOG = logging.getLogger("headrace.engine")
 
 
 class _Engine(Protocol):
     """What intakes need of the engine."""
+
+    catalog: Catalog
+
+    def submit(
+        self, request: InferenceRequest, reply: Reply, *, nested: bool = False
+    ) -> Ticket: ...
 
     def admit(self, ticket: Ticket) -> None: ...
 
@@ -54,6 +66,9 @@ class Intakes:
         cache_bytes: int,
         shared: SharedTier | None = None,
     ) -> None:
+        self._engine = engine
+        self._loop = loop
+        self._instrument = instrument
         self._admit = engine.admit
         self._preparation = Preparation(
             loop,
@@ -81,8 +96,19 @@ class Intakes:
         if signature is not None and (signature.reshapes or signature.rows_max):
             then = declared.shaping(signature, served, then or self._admit)
         if self._is_cached(served):
+            if served.config.cache.semantic_model:
+                then = self._semantic(served, then or self._admit)
             then = self.cache.before(then or self._admit)
         served.intake = then
+
+    def _semantic(self, served: ServedModel, then: Intake) -> Intake:
+        if not can_be_semantic(served):
+            _LOG.warning(
+                "model %s has no semantic cache: it takes other things than one text", served.name
+            )
+            return then
+        told = partial(self._instrument.semantic_cache_asked, served.name)
+        return SemanticCache(served, self._engine, self._loop, told).before(then)
 
     def forget(self, served: ServedModel) -> None:
         """The model is gone."""

@@ -328,11 +328,16 @@ def shared_key(ticket: Ticket) -> bytes:
     return _digest(ticket, (served.name, served.version, served.fingerprint))
 
 
-def _digest(ticket: Ticket, model: object) -> bytes:
+def scope_of(ticket: Ticket) -> str:
+    """Everything but the inputs and the model that decides the answer, and whose it is."""
     request = ticket.request
     tenant = "" if ticket.served.config.cache.shared_between_tenants else request.tenant
+    return repr((tenant, _wanted(request), _parameters(request)))
+
+
+def _digest(ticket: Ticket, model: object) -> bytes:
     digest = hashlib.blake2b(digest_size=32)
-    digest.update(repr((model, tenant, _wanted(request), _parameters(request))).encode())
+    digest.update(repr((model, scope_of(ticket))).encode())
     for array in ticket.arrays:
         if array is None:
             digest.update(b"-")

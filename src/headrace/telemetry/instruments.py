@@ -138,6 +138,9 @@ class Instrument:
         With a miss ``ns`` includes keeping the answer.
         """
 
+    def semantic_cache_asked(self, model: str, how: str) -> None:
+        """A semantic cache said "hit" or "miss"; a hit that was run, "verified" or "false"."""
+
     def queue_changed(self, model: str, version: str, queue: QueueRecord) -> None:
         """What the queue of a model is like now."""
 

@@ -183,6 +183,10 @@ class Tracer(Instrument):
         """Passed on."""
         self._instrument.cache_looked_up(model, version, hit=hit, ns=ns, rows=rows)
 
+    def semantic_cache_asked(self, model: str, how: str) -> None:
+        """Passed on."""
+        self._instrument.semantic_cache_asked(model, how)
+
     def queue_changed(self, model: str, version: str, queue: QueueRecord) -> None:
         """Passed on."""
         self._instrument.queue_changed(model, version, queue)
