@@ -22,6 +22,7 @@ BENCHMARKS = (
     "lone_request",
     "grpc_lane",
     "shared_memory",
+    "cache",
     "embedding",
     "memory",
     "load_curve",

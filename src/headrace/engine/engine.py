@@ -118,7 +118,7 @@ class Engine:
             self,
             self._loop,
             self._now_ns,
-            instrument or Instrument(),
+            self._outcomes,
             preprocess_threads=preprocess_threads,
             cache_bytes=response_cache_bytes,
             shared=shared_cache,

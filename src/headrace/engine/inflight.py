@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -87,6 +87,7 @@ class Ticket(RequestRecord, gc=True, eq=False, kw_only=True):
     answers: int = 0  # given so far, where there may be several
     answered_ns: int = 0  # when the last of them was
     done: bool = False
+    kept: Any = None  # a ``response_cache.Kept``, where the answer is one
     on_end: Callable[[Ticket], None] | None = None
     """Called once, whichever way the request ends, before its reply is."""
 

@@ -16,13 +16,13 @@ from typing import Protocol
 from headrace.engine import declared
 from headrace.engine.catalog import Catalog
 from headrace.engine.inflight import Reply, Ticket
+from headrace.engine.outcomes import Outcomes
 from headrace.engine.prepared import Preparation
 from headrace.engine.response_cache import ResponseCache
 from headrace.engine.semantic_cache import SemanticCache, can_be_semantic
 from headrace.engine.served import Intake, ServedModel
 from headrace.engine.shared_cache import SharedTier
 from headrace.errors import HeadraceError
-from headrace.telemetry.instruments import Instrument
 from headrace.types import InferenceRequest, InferenceResponse
 
 _LOG = logging.getLogger("headrace.engine")
@@ -60,7 +60,7 @@ class Intakes:
         engine: _Engine,
         loop: asyncio.AbstractEventLoop,
         now_ns: Callable[[], int],
-        instrument: Instrument,
+        outcomes: Outcomes,
         *,
         preprocess_threads: int,
         cache_bytes: int,
@@ -68,7 +68,7 @@ class Intakes:
     ) -> None:
         self._engine = engine
         self._loop = loop
-        self._instrument = instrument
+        self._outcomes = outcomes
         self._admit = engine.admit
         self._preparation = Preparation(
             loop,
@@ -83,7 +83,7 @@ class Intakes:
             now_ns=now_ns,
             answer=engine.answer,
             fail=engine.fail,
-            instrument=instrument,
+            outcomes=outcomes,
             shared=shared,
         )
 
@@ -107,7 +107,7 @@ class Intakes:
                 "model %s has no semantic cache: it takes other things than one text", served.name
             )
             return then
-        told = partial(self._instrument.semantic_cache_asked, served.name)
+        told = partial(self._outcomes.semantic_cache_asked, served.name)
         return SemanticCache(served, self._engine, self._loop, told).before(then)
 
     def forget(self, served: ServedModel) -> None:

@@ -19,14 +19,25 @@ class Outcomes:
     """Turns jobs and tickets into records and responses."""
 
     def __init__(self, instrument: Instrument, now_ns: Callable[[], int]) -> None:
-        self._instrument = instrument
+        self._instrument = self._first = instrument
+        self.counts_only = True
+        """Whether nobody looks at single requests (a trace does) beside who counts them."""
         self._now_ns = now_ns
 
     def watch_with(self, instrument: Instrument) -> None:
         """Tells ``instrument`` from now on, and nobody else."""
+        self.counts_only = instrument is self._first
         self._instrument = instrument
 
-    def completed(self, tickets: Sequence[Ticket]) -> None:
+    def cache_looked_up(self, model: str, version: str, *, hit: bool, ns: int, rows: int) -> None:
+        """The response cache was asked."""
+        self._instrument.cache_looked_up(model, version, hit=hit, ns=ns, rows=rows)
+
+    def semantic_cache_asked(self, model: str, how: str) -> None:
+        """A semantic cache was."""
+        self._instrument.semantic_cache_asked(model, how)
+
+    def completed(self, tickets: Sequence[RequestRecord]) -> None:
         """These succeeded."""
         if tickets:
             self._instrument.requests_completed(tickets, self._now_ns())

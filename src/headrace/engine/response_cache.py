@@ -26,10 +26,11 @@ import numpy as np
 from headrace.engine import endings
 from headrace.engine.cache_store import CacheStore
 from headrace.engine.inflight import Reply, Ticket
+from headrace.engine.outcomes import Outcomes
 from headrace.engine.served import Intake, ServedModel
 from headrace.engine.shared_cache import SharedTier
 from headrace.errors import HeadraceError, ModelError
-from headrace.telemetry.instruments import Instrument, RequestRecord
+from headrace.telemetry.instruments import RequestRecord
 from headrace.types import InferenceRequest, InferenceResponse, Tensor
 
 _LOG = logging.getLogger("headrace.engine")
@@ -50,6 +51,20 @@ _BYTES_ELEMENT = 33
 
 
 _FAILURES_BELIEVED = 2
+
+
+class Kept(msgspec.Struct, eq=False):
+    """An answer of a ticket that is kept: for whoever can say it again more cheaply."""
+
+    cache: ResponseCache
+    key: bytes
+    response: InferenceResponse
+    served: ServedModel
+    rows: int
+
+    def again(self, arrived_ns: int) -> bool:
+        """Whether it still counts; then it was given once more, to a request that arrived then."""
+        return self.cache.given_again(self, arrived_ns)
 
 
 class _Flight(msgspec.Struct, eq=False):
@@ -75,7 +90,7 @@ class ResponseCache:
         shared: a second place for answers; None: there is none.
         answer: ends a ticket with a response.
         fail: ends a ticket with an error.
-        instrument: told of every look-up.
+        outcomes: told of every look-up.
     """
 
     def __init__(
@@ -86,7 +101,7 @@ class ResponseCache:
         now_ns: Callable[[], int],
         answer: Callable[[Ticket, InferenceResponse], None],
         fail: Callable[[Ticket, str, HeadraceError], None],
-        instrument: Instrument,
+        outcomes: Outcomes,
         shared: SharedTier | None = None,
     ) -> None:
         self.store: CacheStore[InferenceResponse] = CacheStore(max_bytes)
@@ -95,7 +110,8 @@ class ResponseCache:
         self._now_ns = now_ns
         self._answer = answer
         self._fail = fail
-        self._instrument = instrument
+        self._outcomes = outcomes
+        self._given: list[tuple[Kept, int, int]] = []
         self._flights: dict[bytes, _Flight] = {}
 
     def before(self, then: Intake) -> Intake:
@@ -118,7 +134,7 @@ class ResponseCache:
         key = key_of(ticket)
         kept = self.store.get(key, started_ns)
         if kept is not None:
-            self._loop.call_soon(self._hit, ticket, kept, started_ns)
+            self._loop.call_soon(self._hit, ticket, key, kept, started_ns)
             return
         flight = self._flights.get(key)
         if flight is not None and len(flight.followers) < FOLLOWERS_MAX:
@@ -139,11 +155,12 @@ class ResponseCache:
             self._looked_up(ticket, taken_ns, hit=False)
             then(ticket)
 
-    def _hit(self, ticket: Ticket, kept: InferenceResponse, started_ns: int) -> None:
+    def _hit(self, ticket: Ticket, key: bytes, kept: InferenceResponse, started_ns: int) -> None:
         if ticket.done:
             return
         served = ticket.served
         self._looked_up(ticket, self._now_ns() - started_ns, hit=True)
+        ticket.kept = Kept(self, key, kept, served, ticket.rows)
         response = InferenceResponse(
             served.name,
             served.version,
@@ -154,8 +171,30 @@ class ResponseCache:
         )
         self._answer(ticket, response)
 
+    def given_again(self, kept: Kept, arrived_ns: int) -> bool:
+        """See :meth:`Kept.again`."""
+        now_ns = self._now_ns()
+        if not self._outcomes.counts_only or self.store.get(kept.key, now_ns) is not kept.response:
+            return False
+        if not self._given:
+            self._loop.call_soon(self._count_given)
+        self._given.append((kept, arrived_ns, now_ns))
+        return True
+
+    def _count_given(self) -> None:
+        """All of one turn of the loop together."""
+        given, self._given = self._given, []
+        for kept, arrived_ns, now_ns in given:
+            served = kept.served
+            self._outcomes.cache_looked_up(
+                served.name, served.version, hit=True, ns=0, rows=kept.rows
+            )
+            stamps = (arrived_ns, *[now_ns] * 8)
+            record = RequestRecord(served.name, served.version, kept.rows, 0, *stamps)
+            self._outcomes.completed((record,))
+
     def _looked_up(self, ticket: Ticket, taken_ns: int, *, hit: bool) -> None:
-        self._instrument.cache_looked_up(
+        self._outcomes.cache_looked_up(
             ticket.model, ticket.version, hit=hit, ns=taken_ns, rows=ticket.rows
         )
 
@@ -206,7 +245,7 @@ class ResponseCache:
             self._shared.put(shared_key(ticket), kept, ttl_ns)
         self._looked_up(ticket, flight.lookup_ns + self._now_ns() - began_ns, hit=False)
         for follower in flight.followers:
-            self._loop.call_soon(self._hit, follower, kept, flight.started_ns)
+            self._loop.call_soon(self._hit, follower, key, kept, flight.started_ns)
 
     def _keep(
         self, key: bytes, served: ServedModel, response: InferenceResponse, now_ns: int
@@ -277,9 +316,9 @@ class ResponseCache:
         self._close(key, flight)
         kept = self._keep(key, ticket.served, found, self._now_ns())
         ticket.reply = ticket.reply.inner if isinstance(ticket.reply, _Leader) else ticket.reply
-        self._hit(ticket, kept, flight.started_ns)
+        self._hit(ticket, key, kept, flight.started_ns)
         for follower in flight.followers:
-            self._hit(follower, kept, flight.started_ns)
+            self._hit(follower, key, kept, flight.started_ns)
 
     def _close(self, key: bytes, flight: _Flight) -> None:
         flight.landed = True

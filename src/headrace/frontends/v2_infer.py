@@ -11,11 +11,13 @@ import numpy as np
 
 from headrace.clock import MonotonicClock
 from headrace.engine.engine import Engine
+from headrace.engine.inflight import Ticket
 from headrace.errors import HeadraceError, InvalidRequest
+from headrace.frontends.answered import Answered, Name
 from headrace.frontends.codecs import v2_binary, v2_json, v2_json_answer
 from headrace.frontends.codecs.v2_parameters import NO_SHARED_MEMORY, SharedMemory
 from headrace.frontends.exchange import Exchange
-from headrace.frontends.wishes import heed
+from headrace.frontends.wishes import SLO, TENANT, heed
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import DTYPE_OF, DYNAMIC, InferenceRequest, InferenceResponse, Tensor
 
@@ -33,6 +35,7 @@ class InferRoute:
     def __init__(self, engine: Engine, shared: SharedMemory = NO_SHARED_MEMORY) -> None:
         self._engine = engine
         self._shared = shared
+        self._answered = Answered(engine)
 
     @staticmethod
     def match(target: bytes) -> tuple[str, str] | None:
@@ -49,7 +52,13 @@ class InferRoute:
         body = exchange.body
         headers = exchange.head.headers
         size = headers.get(_JSON_SIZE)
+        name = (model, version, headers.get(TENANT), body)
         if size is None:
+            if self._answered and headers.get(SLO) is None:
+                answer = self._answered.find(name, exchange.arrived_ns)
+                if answer is not None:
+                    exchange.respond_json(answer)
+                    return
             request = v2_json.decode_request(
                 body, model_name=model, model_version=version, shared=self._shared
             )
@@ -69,7 +78,7 @@ class InferRoute:
         request.decoded_ns = _now_ns()
         heed(request, headers)
         exchange.cancel = self._engine.submit(
-            request, _InferReply(exchange, request, self._shared)
+            request, _InferReply(exchange, request, self._shared, self._answered, name)
         ).cancel
 
     def _raw_request(self, body: bytes, model: str, version: str) -> InferenceRequest:
@@ -109,6 +118,8 @@ class _InferReply(msgspec.Struct, eq=False):
     exchange: Exchange
     request: InferenceRequest
     shared: SharedMemory
+    answered: Answered
+    name: Name
 
     def complete(self, response: InferenceResponse, record: RequestRecord) -> None:
         exchange = self.exchange
@@ -130,6 +141,9 @@ class _InferReply(msgspec.Struct, eq=False):
             )
         else:
             exchange.respond_json(body)
+            kept = record.kept if isinstance(record, Ticket) else None
+            if kept is not None and exchange.head.headers.get(_JSON_SIZE) is None:
+                self.answered.keep(self.name, kept, body)
         record.written_ns = _now_ns()
 
     def fail(self, error: HeadraceError) -> None:
