@@ -17,6 +17,7 @@ BENCHMARKS = (
     "startup",
     "core",
     "goodput",
+    "slo",
     "python_path",
     "overhead",
     "lone_request",

@@ -38,6 +38,7 @@ COMMANDS = (
     "bench",
     "simulate",
     "replay",
+    "explain",
     "doctor",
 )
 

@@ -97,6 +97,7 @@ class _Rest:
         is_ready: Callable[[], bool],
         extensions: Sequence[str],
         controlled: bool,
+        explain: Callable[[str, str], object] | None = None,
     ) -> None:
         self._engine = engine
         self._version = version
@@ -105,6 +106,7 @@ class _Rest:
         self._is_ready = is_ready
         self._extensions = list(extensions)
         self._controlled = controlled
+        self._explain = explain
         self._started_s = int(time.time())
 
     def routes(self) -> list[Route]:
@@ -128,6 +130,8 @@ class _Rest:
             table[prefix] = self.model_metadata
             table[prefix + "/ready"] = self.model_ready
             table[prefix + "/config"] = self.model_config
+            if self._explain is not None:
+                table[prefix + "/explain"] = self.model_explain
         routes = [Route(path, handler, methods=["GET"]) for path, handler in table.items()]
         # "/v1/models/{model:path}" must not swallow what comes before it.
         routes.sort(key=lambda route: "{model:path}" in route.path)
@@ -195,6 +199,11 @@ class _Rest:
     async def model_config(self, request: Request) -> Response:
         """Triton's ModelConfig."""
         return _reply(self._engine.model_config(*_target(request)))
+
+    async def model_explain(self, request: Request) -> Response:
+        """What the scheduler has learnt of the model; see ``headrace explain``."""
+        assert self._explain is not None
+        return _reply(self._explain(*_target(request)))
 
     async def repository_index(self, request: Request) -> Response:
         """Every version with its state; ``{"ready": true}`` leaves only those that serve."""
@@ -289,6 +298,7 @@ def create_app(
     is_ready: Callable[[], bool],
     extensions: Sequence[str] = EXTENSIONS,
     control: Control | None = None,
+    explain: Callable[[str, str], object] | None = None,
 ) -> Starlette:
     """The application.
 
@@ -300,6 +310,7 @@ def create_app(
             server drains.
         extensions: advertised by ``GET /v2``.
         control: what its routes control; None: there are none, but for the index.
+        explain: what was learnt of a model (name, version); None: there is no such route.
     """
     rest = _Rest(
         engine,
@@ -309,6 +320,7 @@ def create_app(
         is_ready=is_ready,
         extensions=extensions,
         controlled=control is not None,
+        explain=explain,
     )
     # First: "/v2/models/stats" is no model, and the control's index knows more models.
     controls = [] if control is None else ControlRoutes(control).routes()

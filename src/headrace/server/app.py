@@ -332,7 +332,14 @@ class Application:
             is_live=lambda: True,
             is_ready=self.is_ready,
             control=self.control,
+            explain=self._explain,
         )
+
+    def _explain(self, name: str, version: str) -> object:
+        from headrace.engine.explain import explanation_of
+
+        served = self.engine.catalog.resolve(name, version)
+        return explanation_of(served, self.engine.statistics())
 
     def _watch_requests(self, tracing: Tracing | None) -> None:
         """Traces cost nothing unless somebody wants them."""
