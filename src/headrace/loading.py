@@ -340,10 +340,18 @@ def _built(tables: Mapping[str, Any], settings: Mapping[_Path, _Setting]) -> Con
         field = f"{table}.{missing[1]}" if missing else table
         origins = [s.origin for path, s in settings.items() if ".".join(path).startswith(table)]
         raise ConfigError(
-            f"{', '.join(origins)}: {field} is needed too" if missing else str(error),
-            hint=f"[{table}] needs {' and '.join(_required(table))}",
+            f"{', '.join(origins)}: {field} is needed too"
+            if missing
+            else f"{', '.join(origins)}: {field}: {what}",
+            hint=_needed(table) if missing else "",
             field=field,
         ) from None
+
+
+def _needed(table: str) -> str:
+    flags = " and ".join([f"--{table.rpartition('.')[2]}-{name}" for name in _required(table)])
+    also = f" (on the command line {flags})" if table == "server.tls" else ""
+    return f"[{table}] needs {' and '.join(_required(table))}{also}"
 
 
 def _required(table: str) -> list[str]:
@@ -403,7 +411,19 @@ def _expected(annotation: Any) -> str:
         return f"a table with {', '.join(members)}"
     if _is_table(annotation):
         return "a table"
-    info = msgspec.inspect.type_info(annotation)
+    return _expected_of(msgspec.inspect.type_info(annotation))
+
+
+def _expected_of(info: msgspec.inspect.Type) -> str:
+    if isinstance(info, msgspec.inspect.LiteralType):
+        return " or ".join([_shown(value) for value in info.values])
+    if isinstance(info, msgspec.inspect.UnionType):
+        kinds = [kind for kind in info.types if not isinstance(kind, msgspec.inspect.NoneType)]
+        return " or ".join([_expected_of(kind) for kind in kinds])
+    if isinstance(info, msgspec.inspect.ListType | msgspec.inspect.VarTupleType):
+        return f"a list, each of {_expected_of(info.item_type)}"
+    if isinstance(info, msgspec.inspect.TupleType):
+        return f"a list of {len(info.item_types)}"
     if isinstance(info, msgspec.inspect.BoolType):
         return "true or false"
     if isinstance(info, msgspec.inspect.StrType):

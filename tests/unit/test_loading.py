@@ -195,6 +195,10 @@ def test_an_unknown_setting_is_met_with_the_nearest_known(
         ("server.drain_timeout_s", float("inf"), "a number above 0"),
         ("defaults.allow_nonfinite", "no", "true or false"),
         ("server.limits", 5, "a table with max_body_bytes"),
+        ("server.grpc_server", "other", 'expected "grpcio" or "headrace"'),
+        ("server.grpc_port", "x", "expected a whole number at least 0 and at most 65535"),
+        ("server.trace.level", ["ALL"], 'a list, each of "OFF" or "TENSORS" or "TIMESTAMPS"'),
+        ("server.load_models", 5, "a list, each of a string"),
         ("models", 5, "a table"),
     ],
 )
@@ -225,7 +229,7 @@ def test_a_wrong_value_in_a_file_is_named_with_its_line(toml: Path) -> None:
 def test_half_a_table_names_the_other_half() -> None:
     error = refusal(None, {"HEADRACE_SERVER__TLS__KEY": "k"}, {})
     assert "HEADRACE_SERVER__TLS__KEY: server.tls.certificate is needed too" in error.message
-    assert error.hint == "[server.tls] needs certificate and key"
+    assert error.hint.startswith("[server.tls] needs certificate and key (on the command line --")
 
 
 @pytest.mark.parametrize("content", [b"port =", b"\xff\xfe", b"a = 1\na = 2", b"[" * 100_000])

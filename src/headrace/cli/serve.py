@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.cli import triton_flags
+from headrace.errors import ConfigError, MissingExtra
 from headrace.loading import LoadedConfig, cache_folder, config_file, explain, load_config
 
 if TYPE_CHECKING:
@@ -114,12 +116,34 @@ def run(args: argparse.Namespace) -> int:
     args.models = triton_flags.paths_of(args.models, triton)
     args.log_level = args.log_level or triton.log_level or "info"
     logs.configure(format=args.log_format, level=args.log_level, access=args.access_log)
+    _check_early(loaded.config)
     if loaded.config.server.log_file:
         logs.log_to(loaded.config.server.log_file)
     triton_flags.tell(triton, loaded.config.server)
     if loaded.config.server.workers > 1:
         return _serve_with_workers(args, loaded.config)
     return _serve_alone(args, loaded.config)
+
+
+def _check_early(config: Config) -> None:
+    """What would otherwise be found out only after the models are loaded.
+
+    Raises:
+        ConfigError: the traces could not be written.
+        MissingExtra: grpcio's server is wanted, and is not installed.
+    """
+    server = config.server
+    if server.trace.file:
+        try:
+            Path(server.trace.file).open("ab").close()
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write the traces to {server.trace.file}: {error.strerror}",
+                hint="--trace-file names a file in a folder that can be written",
+                field="server.trace.file",
+            ) from None
+    if server.grpc_server == "grpcio" and find_spec("grpc") is None:
+        raise MissingExtra("--grpc-server grpcio", extra="grpc", package="grpcio")
 
 
 def _load(

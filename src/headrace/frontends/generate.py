@@ -7,6 +7,7 @@ the model; an error is an event as well. There is no ``[DONE]``: the answer's en
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections import deque
 from urllib.parse import unquote
@@ -20,6 +21,8 @@ from headrace.frontends.status import v2_error_body
 from headrace.frontends.wishes import heed
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import InferenceResponse
+
+_LOG = logging.getLogger("headrace.http")
 
 _now_ns = MonotonicClock.now_ns
 
@@ -94,7 +97,9 @@ class _One:
                     hint="POST generate_stream",
                 )
             body = generate.encode_response(self._answers[0])
-        except HeadraceError as error:
+        except Exception as error:  # noqa: BLE001 - or the client would wait for ever
+            if not isinstance(error, HeadraceError):
+                _LOG.error("an answer could not be encoded", exc_info=error)
             exchange.respond_error(error)
             return
         record.encoded_ns = _now_ns()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from headrace.clock import MonotonicClock
@@ -14,6 +16,8 @@ from headrace.frontends.status import openai_error_body
 from headrace.frontends.wishes import heed
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import InferenceRequest, InferenceResponse, Tensor
+
+_LOG = logging.getLogger("headrace.http")
 
 _now_ns = MonotonicClock.now_ns
 
@@ -76,7 +80,9 @@ class _EmbeddingsReply:
                 encoding=self._asked.encoding,
                 tokens=record.tokens,
             )
-        except HeadraceError as error:
+        except Exception as error:  # noqa: BLE001 - or the client would wait for ever
+            if not isinstance(error, HeadraceError):
+                _LOG.error("an answer could not be encoded", exc_info=error)
             self._exchange.respond_error(error, openai_error_body)
             return
         record.encoded_ns = _now_ns()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any, Protocol, cast
 from urllib.parse import unquote
@@ -15,6 +16,8 @@ from headrace.frontends.exchange import Exchange
 from headrace.frontends.wishes import heed
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import InferenceRequest, InferenceResponse, Tensor
+
+_LOG = logging.getLogger("headrace.http")
 
 _now_ns = MonotonicClock.now_ns
 _PATH = re.compile(rb"/v1/models/([^/?]+):predict(?:\?.*)?\Z", re.DOTALL)
@@ -76,10 +79,16 @@ class _PredictReply:
     def complete(self, response: InferenceResponse, record: RequestRecord) -> None:
         self._exchange.cancel = None
         records = _records(self._served)
-        if records is not None:
-            body = v1_json.encode_records(records.to_records(response.outputs))
-        else:
-            body = v1_json.encode_predictions(response.outputs)
+        try:
+            if records is not None:
+                body = v1_json.encode_records(records.to_records(response.outputs))
+            else:
+                body = v1_json.encode_predictions(response.outputs)
+        except Exception as error:  # noqa: BLE001 - or the client would wait for ever
+            if not isinstance(error, HeadraceError):
+                _LOG.error("an answer could not be encoded", exc_info=error)
+            self._exchange.respond_error(error)
+            return
         record.encoded_ns = _now_ns()
         self._exchange.respond_json(body)
         record.written_ns = _now_ns()

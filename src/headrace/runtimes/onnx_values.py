@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.errors import InferenceFailed, ModelLoadError
+from headrace.errors import InvalidRequest, ModelLoadError
 from headrace.types import DYNAMIC, TensorSpec
 
 _DATATYPES = {
@@ -67,14 +67,14 @@ def decode_texts(array: np.ndarray, name: str) -> np.ndarray:
     """BYTES (``bytes`` in an object array) -> ``str`` in an object array of the same shape.
 
     Raises:
-        InferenceFailed: an element is not UTF-8, which is what ONNX says a string is.
+        InvalidRequest: an element is not UTF-8, which is what ONNX says a string is.
     """
     texts = []
     for index, value in enumerate(array.ravel().tolist()):
         try:
             texts.append(value.decode())
         except UnicodeDecodeError as error:
-            raise InferenceFailed(
+            raise InvalidRequest(
                 f"element {index} of input '{name}' is not UTF-8: {error.reason} at byte "
                 f"{error.start}",
                 hint="ONNX strings are UTF-8 text",

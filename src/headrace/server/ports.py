@@ -36,7 +36,25 @@ def fields_of(server: ServerConfig) -> tuple[str, ...]:
         fields.append("grpc_port")
     if server.metrics_port is not None:
         fields.append("metrics_port")
+    _differ(server)
     return tuple(fields)
+
+
+def _differ(server: ServerConfig) -> None:
+    seen: dict[int, str] = {}
+    for field in ("port", "grpc_port", "metrics_port"):
+        port = getattr(server, field)
+        if not port:
+            continue
+        if port in seen:
+            one, other = seen[port].replace("_", "-"), field.replace("_", "-")
+            raise ConfigError(
+                f"--{one} and --{other} are both {port}",
+                hint=f"every port answers everything: leave --{other} out, or choose another",
+                field=f"server.{field}",
+                got=port,
+            )
+        seen[port] = field
 
 
 def listen(server: ServerConfig) -> tuple[list[socket.socket], ServerConfig]:
@@ -48,14 +66,14 @@ def listen(server: ServerConfig) -> tuple[list[socket.socket], ServerConfig]:
     with ExitStack() as undo:
         listeners = []
         for field in fields_of(server):
-            listener = listening_socket(server.host, getattr(server, field))
+            listener = listening_socket(server.host, getattr(server, field), field=field)
             undo.callback(listener.close)
             listeners.append(listener)
         undo.pop_all()
     server = _with_ports(server, fields_of(server), listeners)
     if server.grpc_server == "grpcio":  # it takes a number, and tells nobody which it chose
         try:
-            with reserve_port(server.host, server.grpc_port or 0) as placeholder:
+            with reserve_port(server.host, server.grpc_port or 0, "grpc_port") as placeholder:
                 server = _with_ports(server, ["grpc_port"], [placeholder])
         except HeadraceError:
             for listener in listeners:
@@ -72,7 +90,7 @@ def reserve(server: ServerConfig) -> tuple[list[socket.socket], ServerConfig]:
         if server.grpc_server == "grpcio":
             fields += ("grpc_port",)
         for field in fields:
-            placeholder = reserve_port(server.host, getattr(server, field))
+            placeholder = reserve_port(server.host, getattr(server, field), field)
             undo.callback(placeholder.close)
             held.append(placeholder)
         undo.pop_all()

@@ -20,7 +20,12 @@ BACKLOG = 2048
 
 
 def listening_socket(
-    host: str, port: int, *, shared: bool = False, backlog: int = BACKLOG
+    host: str,
+    port: int,
+    *,
+    shared: bool = False,
+    backlog: int = BACKLOG,
+    field: str = "port",
 ) -> socket.socket:
     """A TCP socket that listens on ``host:port`` and does not block.
 
@@ -29,22 +34,23 @@ def listening_socket(
         port: 0 picks a free one (``getsockname()`` tells which).
         shared: other workers will listen on the same port, held by :func:`reserve_port`.
         backlog: see :data:`BACKLOG`.
+        field: of the configuration, for the message where the port cannot be had.
 
     Raises:
         AddressInUse: another process listens there.
         ConfigError: the host is not an address of this machine, or the port needs
             privileges that this process lacks.
     """
-    listener = bound_socket(host, port, shared=shared)
+    listener = bound_socket(host, port, shared=shared, field=field)
     try:
         listener.listen(backlog)
     except OSError as error:  # two sockets may bind alike; only one of them may listen
         listener.close()
-        raise _explained(error, host, port) from error
+        raise _explained(error, host, port, field) from error
     return listener
 
 
-def reserve_port(host: str, port: int) -> socket.socket:
+def reserve_port(host: str, port: int, field: str = "port") -> socket.socket:
     """Holds a port for workers that will share it, without accepting on it.
 
     The socket is bound but does not listen, so the kernel gives it no connections; while
@@ -55,14 +61,14 @@ def reserve_port(host: str, port: int) -> socket.socket:
     """
     if port:
         # Listening without SO_REUSEPORT is the test that fails wherever anybody is there.
-        listening_socket(host, port, backlog=1).close()
-    placeholder = bound_socket(host, port, shared=True)
+        listening_socket(host, port, backlog=1, field=field).close()
+    placeholder = bound_socket(host, port, shared=True, field=field)
     # Without this a second supervisor could bind beside us until our first worker listens.
     placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     return placeholder
 
 
-def bound_socket(host: str, port: int, *, shared: bool) -> socket.socket:
+def bound_socket(host: str, port: int, *, shared: bool, field: str = "port") -> socket.socket:
     """As :func:`listening_socket`, before it listens: the kernel gives it no connections yet.
 
     So a worker that is still loading keeps nobody waiting whom a sibling could serve.
@@ -78,7 +84,7 @@ def bound_socket(host: str, port: int, *, shared: bool) -> socket.socket:
         bound.setblocking(False)
     except OSError as error:
         bound.close()
-        raise _explained(error, host, port) from error
+        raise _explained(error, host, port, field) from error
     return bound
 
 
@@ -96,11 +102,11 @@ def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...
     return family, address
 
 
-def _explained(error: OSError, host: str, port: int) -> AddressInUse | ConfigError:
+def _explained(error: OSError, host: str, port: int, field: str) -> AddressInUse | ConfigError:
     if error.errno == errno.EADDRINUSE:
         return AddressInUse(
             f"port {port} of {host} is taken by another process",
-            hint=f"choose another with --port (0 picks a free one); "
+            hint=f"choose another with --{field.replace('_', '-')} (0 picks a free one); "
             f"`ss -ltnp 'sport = :{port}'` shows who has it",
             host=host,
             port=port,
@@ -109,7 +115,7 @@ def _explained(error: OSError, host: str, port: int) -> AddressInUse | ConfigErr
         return ConfigError(
             f"port {port} needs privileges that this process does not have",
             hint="choose a port of 1024 or above",
-            field="server.port",
+            field=f"server.{field}",
             got=port,
         )
     return ConfigError(

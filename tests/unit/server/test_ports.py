@@ -104,3 +104,16 @@ def test_grpcio_needs_a_port_of_its_own() -> None:
 )
 def test_what_is_announced(server: ServerConfig, text: str) -> None:
     assert ports.announced(server) == text
+
+
+def test_two_of_its_own_ports_must_differ() -> None:
+    with pytest.raises(ConfigError, match="--port and --grpc-port are both 8123"):
+        ports.fields_of(ServerConfig(port=8123, grpc_port=8123))
+
+
+def test_the_hint_names_the_flag_of_the_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        taken = stranger.getsockname()[1]
+        with pytest.raises(AddressInUse) as caught:
+            ports.listen(ServerConfig(port=0, metrics_port=taken))
+    assert "--metrics-port" in caught.value.hint

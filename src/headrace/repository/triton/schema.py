@@ -291,6 +291,24 @@ def _whole(value: Scalar) -> int | None:
     return -number if negative else number
 
 
+_OFTEN_MEANT = {
+    "TYPE_FLOAT": "TYPE_FP32",
+    "TYPE_FLOAT32": "TYPE_FP32",
+    "TYPE_FLOAT16": "TYPE_FP16",
+    "TYPE_HALF": "TYPE_FP16",
+    "TYPE_DOUBLE": "TYPE_FP64",
+    "TYPE_FLOAT64": "TYPE_FP64",
+    "TYPE_BYTES": "TYPE_STRING",
+    "TYPE_INT": "TYPE_INT32",
+    "TYPE_LONG": "TYPE_INT64",
+}
+"""What other libraries call these, and what would otherwise be taken for something near."""
+
+
 def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
+    names = list(known)
+    meant = _OFTEN_MEANT.get(word)
+    if meant in names:
+        return f"did you mean {meant!r}?"
+    close = difflib.get_close_matches(word, names, n=1)
     return f"did you mean {close[0]!r}?" if close else ""

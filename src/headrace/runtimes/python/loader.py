@@ -105,7 +105,8 @@ def find_entry(module: ModuleType, entry: str) -> Any:
         return getattr(module, entry)
     if not candidates:
         raise ModelLoadError(
-            f"{module.__file__} has neither a class with a predict method nor a function predict",
+            f"{module.__file__} has neither a class with a predict method nor a function predict, "
+            "and no TritonPythonModel",
             hint="define one of them, or name another object in runtime_options.entry",
             candidates=[],
         )
