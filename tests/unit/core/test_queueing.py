@@ -55,3 +55,21 @@ def test_tombstones_do_not_pile_up():
 
     assert [request.request_id for request in queue] == [0]
     assert len(queue._entries) < 200
+
+
+def test_who_is_due_first_is_first_and_equals_keep_their_order() -> None:
+    queue = ModelQueue()
+    for number, due_ns in enumerate([50, 20, 90, 20, 10, 90, 60]):
+        queue.append(QueuedRequest(number, 1, 1, 0, 0, number, due_ns=due_ns))
+
+    assert [request.request_id for request in queue] == [4, 1, 3, 0, 6, 2, 5]
+    assert queue.ahead_of(QueuedRequest(9, 1, 1, 0, 0, 9, due_ns=20)) == 3
+    assert queue.ahead_of(QueuedRequest(9, 1, 1, 0, 0, 9, due_ns=90)) == 7
+    tail = queue.tail()
+    assert tail is not None
+    assert tail.request_id == 5
+    queue.remove([5, 4])
+    tail = queue.tail()
+    assert tail is not None
+    assert (queue.pop().request_id, tail.request_id) == (1, 2)
+    assert queue.oldest_arrival_ns() == 0
