@@ -74,6 +74,7 @@ class ModelState:
 
     __slots__ = (
         "_came",
+        "_count",
         "_fair",
         "_fairness",
         "_rate",
@@ -113,7 +114,8 @@ class ModelState:
         self._fair = False
         self.queue: Queue = queue_for(limits, fairness, fair=False)
         self.alone: deque[QueuedRequest] = deque()  # survivors of a failed batch, run singly
-        self.waiting_rows = self.waiting_units = self.waiting_bytes = 0  # of both
+        self._count = 0  # of both, as are these
+        self.waiting_rows = self.waiting_units = self.waiting_bytes = 0
         self.costs = {kind: LatencyModel(learnt) for kind, learnt in added.costs.items()}
         # Of the kind that ran it last: what is asked where no instance is chosen yet.
         self.cost = next(iter(self.costs.values()), None) or self.costs.setdefault(
@@ -167,13 +169,18 @@ class ModelState:
         append = self.queue.append
         for request in requests:
             append(request)
+        self._waits(requests)
+
+    def _waits(self, requests: list[QueuedRequest]) -> None:
         rows = sum([request.rows for request in requests])
+        self._count += len(requests)
         self.waiting_rows += rows
         self.waiting_units += self._units_of(requests, rows)
         self.waiting_bytes += sum([request.size_bytes for request in requests])
 
     def left(self, requests: Sequence[QueuedRequest], rows: int) -> None:
         """These no longer wait; they have so many rows, and are out of the queue already."""
+        self._count -= len(requests)
         self.waiting_rows -= rows
         self.waiting_units -= self._units_of(requests, rows)
         if self.waiting_bytes:
@@ -203,9 +210,7 @@ class ModelState:
     def retry_alone(self, requests: list[QueuedRequest]) -> None:
         """These were in a batch that failed; each deserves a run of its own."""
         self.alone.extend(requests)
-        self.waiting_rows += sum([request.rows for request in requests])
-        self.waiting_units += sum([units_of(request, self.limits) for request in requests])
-        self.waiting_bytes += sum([request.size_bytes for request in requests])
+        self._waits(requests)
 
     def begun(
         self, members: list[QueuedRequest], rows: int, units: int, cost_ns: float, now_ns: int
@@ -216,7 +221,7 @@ class ModelState:
         self.batches += 1
         self.rows += rows
         if self.limits.min_share:
-            self.used(cost_ns, now_ns)
+            self._used, self._used_ns = self.use(now_ns) + cost_ns / _SHARE_SPAN_NS, now_ns
         if self._fair:
             self.charge(members, cost_ns, units)
 
@@ -231,7 +236,7 @@ class ModelState:
 
     def waiting(self) -> int:
         """Requests queued, counting those that will run alone."""
-        return len(self.queue) + len(self.alone)
+        return self._count
 
     def oldest(self) -> QueuedRequest | None:
         """The request that runs next; who must run alone has waited longest."""
@@ -243,7 +248,7 @@ class ModelState:
         if not self.waiting_rows and len(requests) == 1:
             return True  # by itself it is always let in
         return (
-            len(self.queue) + len(self.alone) + len(requests) <= limits.max_queue_size
+            self._count + len(requests) <= limits.max_queue_size
             and (not limits.max_queue_rows or self.waiting_rows + rows <= limits.max_queue_rows)
             and (
                 not limits.max_queue_tokens or self.waiting_units + units <= limits.max_queue_tokens
@@ -258,7 +263,7 @@ class ModelState:
     def bound_reached(self, request: QueuedRequest) -> str:
         """The name of the bound of the queue that has no room for it; "" if there is room."""
         limits = self.limits
-        if len(self.queue) + len(self.alone) >= limits.max_queue_size:
+        if self._count >= limits.max_queue_size:
             return "max_queue_size"
         # What is larger than a bound by itself is let in when nothing else waits.
         if limits.max_queue_rows and 0 < self.waiting_rows > limits.max_queue_rows - request.rows:
@@ -286,11 +291,6 @@ class ModelState:
     def rate(self, now_ns: int) -> float:
         """Units of work that arrive per nanosecond, of late."""
         return self._rate * exp(-max(0, now_ns - self._rate_ns) / _RATE_SPAN_NS)
-
-    def used(self, cost_ns: float, now_ns: int) -> None:
-        """A batch so dear was handed to an instance."""
-        self._used = self.use(now_ns) + cost_ns / _SHARE_SPAN_NS
-        self._used_ns = now_ns
 
     def use(self, now_ns: int) -> float:
         """How many instances it kept busy of late, about."""

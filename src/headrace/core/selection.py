@@ -40,11 +40,12 @@ def start_after_ns(number: int, model: ModelState, instances: Instances, now_ns:
     cost = model.cost
     if not hurries(model.queue, model.limits, cost):
         return 0
-    mean_units = model.waiting_units / model.waiting()
+    units, count = model.waiting_units, model.waiting()
+    mean_units = units / count
     usable, idle = instances.usable(number, model)
     if not may_wait(cost, mean_units, model.rate(now_ns), usable, idle):
         return 0
-    return wait_until(model.queue, model.limits, cost, model.waiting_units, now_ns)
+    return wait_until(model.queue, model.limits, cost, units + max(1, units // count), now_ns)
 
 
 def _urgency(model: ModelState, kind: int, instances: int, now_ns: int) -> tuple[float, float, int]:

@@ -134,20 +134,22 @@ def may_wait(cost: LatencyModel, mean_units: float, rate: float, usable: int, id
 
 
 def wait_until(
-    queue: Queue, limits: BatchLimits, cost: LatencyModel, waiting_units: float, now_ns: int
+    queue: Queue, limits: BatchLimits, cost: LatencyModel, one_more: int, now_ns: int
 ) -> int:
     """Until when the batch that could start now may wait for one more; 0: it should not.
 
-    It waits if all who are there fit into it with room to spare.
+    It waits if all who are there fit into it and one more does.
+
+    Args:
+        one_more: the units of all who wait and of one like them.
     """
-    if waiting_units >= largest_of(limits):
+    if one_more > largest_of(limits):
         return 0
     if isinstance(queue, ModelQueue):
         head = queue.head()
         tightest_ns = NEVER_NS if head is None else head.due_ns
     else:
         tightest_ns = min([request.due_ns for request in queue.window(LOOKAHEAD_REQUESTS)])
-    one_more = waiting_units * (1.0 + 1.0 / len(queue))
     latest_ns = int(tightest_ns - cost.safe_ns(one_more))
     return latest_ns if latest_ns > now_ns else 0
 

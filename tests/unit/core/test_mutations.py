@@ -27,7 +27,7 @@ MUTATIONS = [
 ]
 
 
-def tests_pass(folder: Path) -> bool:
+def is_green(folder: Path) -> bool:
     """Of the core, with the sources in ``folder``."""
     ran = subprocess.run(
         [
@@ -53,4 +53,4 @@ def test_a_wrong_line_is_caught(tmp_path, file, before, after):
     assert text.count(before) >= 1, "the line has changed: choose another"
     path.write_text(text.replace(before, after, 1))
 
-    assert not tests_pass(tmp_path)
+    assert not is_green(tmp_path)
