@@ -134,8 +134,12 @@ def _check_early(config: Config) -> None:
     """
     server = config.server
     if server.trace.file:
+        path = Path(server.trace.file)
+        is_new = not path.exists()
         try:
-            Path(server.trace.file).open("ab").close()
+            path.open("ab").close()
+            if is_new:
+                path.unlink()  # an empty file is no list of traces
         except OSError as error:
             raise ConfigError(
                 f"cannot write the traces to {server.trace.file}: {error.strerror}",
