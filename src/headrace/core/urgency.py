@@ -4,9 +4,9 @@ Law: a request is given up only if it would be late, or if running it in time wo
 others theirs than itself; and nobody waits for company whom waiting would make late.
 
 **Giving up** is the early drop of Nexus (H. Shen et al., SOSP 2019): of all batches that could
-start now, the largest that ends before its first member is due is the one that keeps up with
-what arrives, and those before it, each of whom would force a smaller one, stand in its way.
-Who serves them in order of arrival all the same serves, past saturation, nobody in time.
+start now and end before their first member is due, the largest does the most in a given time, and
+those before it, each of whom would force a smaller and less efficient one, stand in its way. Who
+serves them in order of arrival all the same serves, past saturation, nobody in time.
 
 **Waiting** is the deferral of Symphony (L. Chen et al., 2023): with several instances, each
 taking whatever is there the moment it is free, batches stay small and all instances busy; so
@@ -28,6 +28,10 @@ LOOKAHEAD_REQUESTS = 512
 _TIGHT = 3.0
 """Waiting for company helps where the time allowed is less than so many of the largest batches;
 beyond it batches fill by themselves."""
+
+_WORTH = 1.05
+"""What giving somebody up must gain, in work per time: where cost is nearly proportional to size a
+larger batch is no better than two, and nobody stands in its way."""
 
 _MIN_INSTANCES = 2
 
@@ -97,15 +101,15 @@ def _start_of_largest(
     left = float(sum(units))
     left += beyond * left / len(requests)
     largest = min(float(largest_of(limits)), cost.largest_within(kept_ns - now_ns))
-    start, best = 0, -1.0
+    start, most, speed = 0, -1.0, 0.0
     for index, request in enumerate(requests):
-        if left <= best:
+        if left <= most:
             break
         within = cost.largest_within(request.due_ns - now_ns)
-        # Of tokens a few more are no gain; of rows each is somebody.
-        room = min(largest, left, within // 1)
-        if room > best + (limits.batch_overhead_tokens if limits.max_padded_tokens else 0):
-            start, best = index, room
+        room = max(min(largest, left, within // 1), float(units[index]))
+        quicker = room / cost.predict_ns(room)
+        if index == 0 or quicker > speed * _WORTH:
+            start, most, speed = index, room, quicker
         if room >= largest:
             break
         left -= units[index]
