@@ -127,7 +127,7 @@ class Door:
         others_ns: the time of instances that is owed to what waits for other models.
     """
 
-    __slots__ = ("_calm_ns", "_forecast", "_now_ns", "calm", "model")
+    __slots__ = ("_calm_ns", "_forecast", "_now_ns", "calm", "model", "weight")
 
     def __init__(
         self,
@@ -143,18 +143,19 @@ class Door:
         self._now_ns = now_ns
         self._forecast: Forecast | None = None
         limits, cost = model.limits, model.cost
-        rows = sum([request.rows for request in arriving])
-        units = rows
-        if limits.max_padded_tokens:
-            units = sum([request.rows * (request.length or 1) for request in arriving])
-        model.arrived(len(arriving), units, now_ns)
-        roomy = model.has_room(arriving, rows, units)
+        count = len(arriving)
+        self.weight = weight = model.weigh(arriving)
+        units = weight[1]
+        model.arrived(count, units, now_ns)
+        roomy = model.has_room(count, weight)
         self._calm_ns = 0.0  # who is due from then on is in no danger
         self.calm = roomy
         """Whether all that arrive are in no danger, and no bound of the queue can be reached."""
         if not cost:
             return
-        earliest_ns = min([request.due_ns for request in arriving])
+        earliest_ns = arriving[0].due_ns
+        if count > 1:
+            earliest_ns = min([request.due_ns for request in arriving])
         if instances.takes(number, model):
             together = model.waiting_units + units
             if not model.waiting_rows:

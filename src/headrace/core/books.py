@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from headrace.core.admission import Door
 from headrace.core.events import QueuedRequest
-from headrace.core.instances import Instances
-from headrace.core.pool import ModelState, RunningBatch
+from headrace.core.instances import Instances, RunningBatch
+from headrace.core.pool import ModelState
 
 _SERVICE_WEIGHT = 8
 """The service time estimate moves an eighth of the way per batch: it follows a change of
@@ -54,7 +54,7 @@ class Books:
             for request in alone:
                 model.alone.remove(request)
             model.queue.remove(ids - {r.request_id for r in alone})
-            model.left(gone, sum([request.rows for request in gone]))
+            model.left(gone)
             if not model.waiting():
                 del self.waiting[number]
         return requests

@@ -7,8 +7,23 @@ from __future__ import annotations
 
 from bisect import insort
 
+import msgspec
+
 from headrace.core.events import InstanceAdded
-from headrace.core.pool import ModelState, RunningBatch
+from headrace.core.pool import ModelState
+
+
+class RunningBatch(msgspec.Struct, frozen=True, gc=False):
+    """One running batch. ``due_ns``: when the first of its members wants to be answered."""
+
+    model: int
+    instance_id: int
+    kind: int
+    request_ids: tuple[int, ...]
+    units: int
+    started_ns: int
+    expected_ns: float
+    due_ns: int
 
 
 class Instances:

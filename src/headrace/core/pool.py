@@ -1,4 +1,4 @@
-"""What the scheduler keeps: one record per model, one per running batch. No decisions.
+"""What the scheduler keeps for one model. No decisions.
 
 Only :class:`headrace.core.scheduler.Scheduler` changes these.
 """
@@ -67,6 +67,10 @@ class SchedulerStatistics(msgspec.Struct, frozen=True):
     live: int
     idle_instances: int
     instances: int
+
+
+Weight = tuple[int, int, int]
+"""Rows, units of work, and bytes of inputs."""
 
 
 class ModelState:
@@ -161,39 +165,43 @@ class ModelState:
         for request in waiting:
             self.queue.append(request)
 
-    def enter(self, requests: list[QueuedRequest]) -> None:
-        """These wait from now on."""
+    def enter(self, requests: Sequence[QueuedRequest], weight: Weight) -> None:
+        """These wait from now on, and weigh so much."""
         if self._fairness.enabled and not self._fair:
             self._fair = True
             self.lay_anew()
         append = self.queue.append
         for request in requests:
             append(request)
-        self._waits(requests)
+        self._waits(len(requests), weight)
 
-    def _waits(self, requests: list[QueuedRequest]) -> None:
-        rows = sum([request.rows for request in requests])
-        self._count += len(requests)
+    def _waits(self, count: int, weight: Weight) -> None:
+        rows, units, size_bytes = weight
+        self._count += count
         self.waiting_rows += rows
-        self.waiting_units += self._units_of(requests, rows)
-        self.waiting_bytes += sum([request.size_bytes for request in requests])
+        self.waiting_units += units
+        self.waiting_bytes += size_bytes
 
-    def left(self, requests: Sequence[QueuedRequest], rows: int) -> None:
-        """These no longer wait; they have so many rows, and are out of the queue already."""
-        self._count -= len(requests)
-        self.waiting_rows -= rows
-        self.waiting_units -= self._units_of(requests, rows)
-        if self.waiting_bytes:
-            self.waiting_bytes -= sum([request.size_bytes for request in requests])
+    def left(self, requests: Sequence[QueuedRequest]) -> None:
+        """These no longer wait, and are out of the queue already."""
+        rows, units, size_bytes = self.weigh(requests)
+        self._waits(-len(requests), (-rows, -units, -size_bytes))
 
-    def _units_of(self, requests: Sequence[QueuedRequest], rows: int) -> int:
-        if not self.limits.max_padded_tokens:
-            return rows
-        return sum([request.rows * (request.length or 1) for request in requests])
+    def weigh(self, requests: Sequence[QueuedRequest]) -> Weight:
+        """Their rows, units of work and bytes."""
+        tokens = self.limits.max_padded_tokens
+        if len(requests) == 1:
+            request = requests[0]
+            rows = request.rows
+            return rows, rows * (request.length or 1) if tokens else rows, request.size_bytes
+        rows = units = sum([request.rows for request in requests])
+        if tokens:
+            units = sum([request.rows * (request.length or 1) for request in requests])
+        return rows, units, sum([request.size_bytes for request in requests])
 
     def gave_up(self, requests: Sequence[QueuedRequest]) -> None:
         """These waited, and are refused after all."""
-        self.left(requests, sum([request.rows for request in requests]))
+        self.left(requests)
         self.lost(len(requests))
         self.given_up += len(requests)
 
@@ -210,7 +218,7 @@ class ModelState:
     def retry_alone(self, requests: list[QueuedRequest]) -> None:
         """These were in a batch that failed; each deserves a run of its own."""
         self.alone.extend(requests)
-        self._waits(requests)
+        self._waits(len(requests), self.weigh(requests))
 
     def begun(
         self, members: list[QueuedRequest], rows: int, units: int, cost_ns: float, now_ns: int
@@ -242,21 +250,21 @@ class ModelState:
         """The request that runs next; who must run alone has waited longest."""
         return self.alone[0] if self.alone else self.queue.head()
 
-    def has_room(self, requests: list[QueuedRequest], rows: int, units: int) -> bool:
-        """Whether all of these fit below every bound; they have so many rows and units."""
-        limits = self.limits
-        if not self.waiting_rows and len(requests) == 1:
+    def has_room(self, count: int, weight: Weight) -> bool:
+        """Whether so many requests of that weight fit below every bound."""
+        if count == 1 and not self.waiting_rows:
             return True  # by itself it is always let in
+        limits = self.limits
+        rows, units, size_bytes = weight
         return (
-            self._count + len(requests) <= limits.max_queue_size
+            self._count + count <= limits.max_queue_size
             and (not limits.max_queue_rows or self.waiting_rows + rows <= limits.max_queue_rows)
             and (
                 not limits.max_queue_tokens or self.waiting_units + units <= limits.max_queue_tokens
             )
             and (
                 not limits.max_queue_bytes
-                or self.waiting_bytes + sum([request.size_bytes for request in requests])
-                <= limits.max_queue_bytes
+                or self.waiting_bytes + size_bytes <= limits.max_queue_bytes
             )
         )
 
@@ -308,19 +316,6 @@ class ModelState:
         for lane in lanes:
             if isinstance(lane, FairQueue):
                 lane.unit_ns = unit_ns
-
-
-class RunningBatch(msgspec.Struct, frozen=True, gc=False):
-    """One running batch. ``due_ns``: when the first of its members wants to be answered."""
-
-    model: int
-    instance_id: int
-    kind: int
-    request_ids: tuple[int, ...]
-    units: int
-    started_ns: int
-    expected_ns: float
-    due_ns: int
 
 
 def model_statistics(model: ModelState) -> ModelStatistics:

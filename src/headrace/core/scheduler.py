@@ -51,13 +51,9 @@ from headrace.core.events import (
     TimerFired,
 )
 from headrace.core.fairness import Fairness
+from headrace.core.instances import RunningBatch
 from headrace.core.invariants import check
-from headrace.core.pool import (
-    ModelState,
-    RunningBatch,
-    SchedulerStatistics,
-    model_statistics,
-)
+from headrace.core.pool import ModelState, SchedulerStatistics, model_statistics
 from headrace.core.priorities import giving_way
 from headrace.core.selection import in_turn, start_after_ns
 
@@ -138,7 +134,7 @@ class Scheduler:
             if not door.calm:
                 requests = self._ask(door, requests, actions)
             else:
-                door.model.enter(requests)
+                door.model.enter(requests, door.weight)
             live = self._live
             for request in requests:
                 live[request.request_id] = request
@@ -172,10 +168,10 @@ class Scheduler:
                 if entered.pop(victim.request_id, None) is None:
                     del self._live[victim.request_id]
                 model.queue.remove((victim.request_id,))
-                model.left([victim], victim.rows)
+                model.left((victim,))
             if victim is not None:
                 entered[answer.request_id] = answer
-                model.enter([answer])
+                model.enter((answer,), model.weigh((answer,)))
         return list(entered.values())
 
     def _on_requests_cancelled(
@@ -262,7 +258,7 @@ class Scheduler:
             if in_the_way:
                 self._give_up(model, in_the_way, "shed", now_ns, actions)
         rows = sum([member.rows for member in members])
-        model.left(members, rows)
+        model.left(members)
         if not model.waiting_rows:
             del self._waiting[number]
         if not members:
