@@ -27,6 +27,10 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|m)")
 _UNIT_NS = {"us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000}
 
 
+Duration = Annotated[str, Meta(pattern=r"^$|^(?=.*[1-9])\d+(\.\d+)?\s*(us|ms|s|m)$")]
+"""``"50ms"``, as :func:`duration_ns` reads it; or "": none."""
+
+
 def duration_ns(text: str) -> int:
     """Nanoseconds of a time as people write it: ``"500us"``, ``"50ms"``, ``"1.5s"``, ``"2m"``.
 
@@ -202,17 +206,13 @@ class QueueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class SloConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Within what time answers are wanted; the one number that batching is decided by."""
 
-    p99: str = ""
+    p99: Duration = ""
     """From arrival to answer, for nearly all requests: ``"50ms"``. What is predicted to take
     longer is refused at once, with the time predicted and when to come back. "": no target."""
 
     strict: bool = False
     """True: where not even one request by itself can be so quick, all are refused. False: they
     run all the same, one after another, with a warning in the log."""
-
-    def __post_init__(self) -> None:
-        if self.p99:
-            duration_ns(self.p99)
 
     @property
     def target_ns(self) -> int:
@@ -233,7 +233,7 @@ class TenantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How answers are kept, for a model with ``response_cache = true``."""
 
-    ttl: str = ""
+    ttl: Duration = ""
     """How long an answer may be given again: ``"10m"``. "": as long as there is room."""
 
     shared_between_tenants: bool = False
@@ -255,10 +255,6 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     semantic_entries: Annotated[int, Meta(ge=1, le=100_000)] = 10_000
     """Embeddings kept; the oldest goes first. All are compared with each request."""
-
-    def __post_init__(self) -> None:
-        if self.ttl:
-            duration_ns(self.ttl)
 
     @property
     def ttl_ns(self) -> int:
@@ -455,3 +451,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cache_dir: str = ""
     """For built graphs and measured profiles. "" = ``$XDG_CACHE_HOME/headrace``; safe to
     delete at any time."""
+
+    def __post_init__(self) -> None:
+        shares = {name: model.min_share for name, model in self.models.items() if model.min_share}
+        if sum(shares.values()) > 1:
+            told = ", ".join([f"{name} {share:g}" for name, share in sorted(shares.items())])
+            raise ValueError(f"the min_share of all models may be 1 together, not more: {told}")

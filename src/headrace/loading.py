@@ -336,6 +336,8 @@ def _built(tables: Mapping[str, Any], settings: Mapping[_Path, _Setting]) -> Con
         # Every value was checked where it came from, so what is left is one that is missing.
         what, _, at = str(error).partition(" - at `$.")
         table = at.rstrip("`")
+        if not table:
+            raise ConfigError(what) from None
         missing = re.search(r"required field `(\w+)`", what)
         field = f"{table}.{missing[1]}" if missing else table
         origins = [s.origin for path, s in settings.items() if ".".join(path).startswith(table)]
@@ -427,7 +429,8 @@ def _expected_of(info: msgspec.inspect.Type) -> str:
     if isinstance(info, msgspec.inspect.BoolType):
         return "true or false"
     if isinstance(info, msgspec.inspect.StrType):
-        return "a string"
+        # The one pattern that there is.
+        return 'a time above 0 such as "500us", "50ms" or "1.5s"' if info.pattern else "a string"
     if isinstance(info, msgspec.inspect.IntType | msgspec.inspect.FloatType):
         noun = "a whole number" if isinstance(info, msgspec.inspect.IntType) else "a number"
         bounds = (

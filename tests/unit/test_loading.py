@@ -330,3 +330,20 @@ def test_the_cache_is_where_it_was_said_or_where_the_desktop_keeps_caches() -> N
     assert cache_folder(Config(cache_dir="/a"), env) == Path("/a")
     assert cache_folder(Config(), env) == Path("/var/x/headrace")
     assert cache_folder(Config(), {}) == Path.home() / ".cache" / "headrace"
+
+
+def test_minimum_shares_cannot_be_more_than_all_there_is(toml: Path) -> None:
+    toml.write_text("[models.a]\nmin_share = 0.7\n[models.b]\nmin_share = 0.4\n")
+    error = refusal(toml, {}, {})
+    assert error.message.endswith("may be 1 together, not more: a 0.7, b 0.4")
+
+
+@pytest.mark.parametrize("text", ["50", "fast", "0ms", "-5ms", "5 minutes", ""])
+def test_a_time_that_is_none_is_named_with_what_was_expected(toml: Path, text: str) -> None:
+    toml.write_text(f'[models.a]\nslo = {{ p99 = "{text}" }}\n')
+    if not text:
+        assert load_config(toml, {}, {}).config.models["a"].slo.target_ns == 0
+        return
+    error = refusal(toml, {}, {})
+    assert f"{toml}:2" in error.message
+    assert 'expected a time above 0 such as "500us", "50ms" or "1.5s"' in error.message

@@ -33,6 +33,10 @@ _WORTH = 1.05
 """What giving somebody up must gain, in work per time: where cost is nearly proportional to size a
 larger batch is no better than two, and nobody stands in its way."""
 
+_LONGEST_WAIT_NS = 500_000_000
+"""For company, after the first has come: where batches take many seconds, and so do the times that
+are allowed, half of one finds all the company that there is."""
+
 _MIN_INSTANCES = 2
 
 
@@ -147,14 +151,15 @@ def wait_until(
     Args:
         one_more: the units of all who wait and of one like them.
     """
-    if one_more > largest_of(limits):
+    head = queue.head()
+    if head is None or one_more > largest_of(limits):
         return 0
     if isinstance(queue, ModelQueue):
-        head = queue.head()
-        tightest_ns = NEVER_NS if head is None else head.due_ns
+        tightest_ns = head.due_ns
     else:
         tightest_ns = min([request.due_ns for request in queue.window(LOOKAHEAD_REQUESTS)])
     latest_ns = int(tightest_ns - cost.safe_ns(one_more))
+    latest_ns = min(latest_ns, head.arrival_ns + _LONGEST_WAIT_NS)
     return latest_ns if latest_ns > now_ns else 0
 
 

@@ -235,6 +235,20 @@ def test_with_several_instances_and_load_a_batch_waits_as_long_as_all_stay_in_ti
         assert executed(driver.send(TimerFired()))
 
 
+def test_nobody_waits_for_company_for_longer_than_half_a_second(driver):
+    slow = LearntCost(((1.0, 9_000.0 * MS), (32.0, 30_000.0 * MS)))
+    hurried(driver, cost=slow, instances=2, due=60_000)
+    for at in range(3):
+        driver.at(at)
+        driver.arrive(driver.hurried())
+    assert driver.scheduler.statistics().idle_instances == 1, "it waits"
+    waits_until = driver.scheduler.next_wakeup_ns()
+
+    assert waits_until == 501 * MS, "since the second came"
+    driver.now_ns = waits_until
+    assert executed(driver.send(TimerFired())) == [(2, 3)]
+
+
 def test_without_load_nobody_waits(driver):
     hurried(driver, cost=FLAT, instances=4)
 
