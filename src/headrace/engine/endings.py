@@ -83,10 +83,13 @@ def _shed(ticket: Ticket, action: RejectRequest) -> Overloaded:
     )
 
 
-def _unreachable(ticket: Ticket, action: RejectRequest) -> Overloaded:
+def _unreachable(ticket: Ticket, action: RejectRequest) -> CapacityError:
     name = ticket.served.name
-    wanted_ms = _ms(_wanted_ns(ticket))
-    return Overloaded(
+    wanted_ns = _wanted_ns(ticket)
+    wanted_ms = _ms(wanted_ns)
+    # Who set a timeout of its own is told what it would have been told when that had passed.
+    kind = DeadlineExceeded if ticket.request.timeout_ns == wanted_ns else Overloaded
+    return kind(
         f"model '{name}' has too much to do to answer within {wanted_ms:g} ms",
         code="deadline_unreachable",
         hint="retry later, allow more time, send less, or add capacity",

@@ -53,12 +53,16 @@ async def test_who_would_be_late_is_told_so_at_once(bench):
     assert bench.watcher.ends == ["reject:deadline_unreachable", "complete"]
 
 
-@pytest.mark.parametrize("said", [{"slo_ns": 1500 * MS}, {"timeout_ns": 1500 * MS}])
-async def test_a_requests_own_wish_counts_as_well(bench, said):
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [({"slo_ns": 1500 * MS}, Overloaded), ({"timeout_ns": 1500 * MS}, DeadlineExceeded)],
+)
+async def test_a_requests_own_wish_counts_as_well(bench, said, kind):
     model, first = await held(bench)
 
-    with pytest.raises(Overloaded, match="within 1500 ms"):
+    with pytest.raises(kind, match="within 1500 ms") as caught:
         await bench.engine.infer(request([1, 2], **said))
+    assert caught.value.code == "deadline_unreachable"
     model.may_run.set()
     await first
 
