@@ -6,12 +6,12 @@ can be made in a test, a notebook or the simulator without any of them.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from headrace.lifetimes import ResidencyConfig, RolloutConfig
 from headrace.limits import (
     GIB,
     MIB,
@@ -22,26 +22,7 @@ from headrace.limits import (
     Positive,
     Seconds,
 )
-
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|m)")
-_UNIT_NS = {"us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000}
-
-
-Duration = Annotated[str, Meta(pattern=r"^$|^(?=.*[1-9])\d+(\.\d+)?\s*(us|ms|s|m)$")]
-"""``"50ms"``, as :func:`duration_ns` reads it; or "": none."""
-
-
-def duration_ns(text: str) -> int:
-    """Nanoseconds of a time as people write it: ``"500us"``, ``"50ms"``, ``"1.5s"``, ``"2m"``.
-
-    Raises:
-        ValueError: it is none, or not above 0; says what was expected.
-    """
-    found = _DURATION.fullmatch(text.strip())
-    length_ns = round(float(found[1]) * _UNIT_NS[found[2]]) if found else 0
-    if length_ns <= 0:
-        raise ValueError(f'expected a time above 0 such as "500us", "50ms" or "1.5s", got "{text}"')
-    return length_ns
+from headrace.units import Duration, Size, duration_ns, size_bytes
 
 
 class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -125,16 +106,31 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     preprocess_threads: NotNegative = 0
     """Threads for tokenisation and image decoding; 0 = number of cores."""
 
-    model_control: Literal["none", "poll", "explicit"] = "none"
+    model_control: Literal["none", "poll", "explicit", "watch"] = "none"
     """``none``: every model of the repository is loaded at the start. ``poll``: the repository
     is looked at again every ``repository_poll_s``. ``explicit``: what ``load_models`` names is
-    loaded at the start, the rest when somebody asks for it over the repository API."""
+    loaded at the start, the rest when somebody asks for it over the repository API. ``watch``
+    (``--watch``): everything is loaded, the repository is looked at every second, and the API
+    and ``headrace models`` load and unload as well."""
 
     load_models: tuple[str, ...] = ()
     """With ``explicit``: the models to load at the start; ``["*"]``: all of them."""
 
     repository_poll_s: Seconds = 15.0
     """With ``poll``: between two looks at the repository; Triton's default."""
+
+    memory_budget: Size = ""
+    """What the server may take, all of its processes together: ``"4GiB"``. Before a model is
+    loaded, those that are least worth their memory leave; they come back when they are asked for.
+    "": no bound, every model stays."""
+
+    parallel_loads: Annotated[int, Meta(ge=1, le=64)] = 2
+    """Models that are loaded at one time. Loading is bound by the disk and one core each; more at
+    once only makes all of them later. With a ``memory_budget``: one, so that each is measured."""
+
+    code_from: Literal["local", "anywhere", "nowhere"] = "local"
+    """Which models may be Python code, which can do whatever the server can: those in folders of
+    this machine; also those that came from a store or with a load request; or none."""
 
     strict_readiness: bool = False
     """True: ready means that every model that should be served is. False: that one is, so
@@ -371,6 +367,13 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     versions: str = "latest"
     """``latest``, ``latest:N``, ``all``, or numbers: ``"1,3"``."""
 
+    aliases: dict[str, str] = {}
+    """Names for versions, which requests may say instead of a number; they are served whatever
+    ``versions`` says. ``stable`` answers requests that name none: ``{ stable = "3" }``."""
+
+    residency: ResidencyConfig = ResidencyConfig()
+    rollout: RolloutConfig = RolloutConfig()
+
     instances: NotNegative = 0
     """Executions of this model at one time. 0 = number of cores for runtimes that can
     share one copy of the weights, 1 for the rest."""
@@ -451,6 +454,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cache_dir: str = ""
     """For built graphs and measured profiles. "" = ``$XDG_CACHE_HOME/headrace``; safe to
     delete at any time."""
+
+    @property
+    def memory_budget_bytes(self) -> int:
+        """Of each worker; 0: none."""
+        text = self.server.memory_budget
+        return size_bytes(text) // self.server.workers if text else 0
 
     def __post_init__(self) -> None:
         shares = {name: model.min_share for name, model in self.models.items() if model.min_share}

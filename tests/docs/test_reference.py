@@ -48,6 +48,7 @@ def test_every_setting_is_on_the_page() -> None:
     fields = re.findall(r"^    (\w+): ", source, re.MULTILINE)
     nested = {"tls", "limits", "batching", "queue", "server", "defaults", "models"}
     nested |= {"sequence", "trace", "http2", "slo", "tenants", "cache", "shared_cache"}
+    nested |= {"residency", "rollout"}
     assert len(fields) > 20
     assert not [name for name in fields if name not in nested and f"| `{name}` |" not in text]
 

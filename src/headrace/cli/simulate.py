@@ -179,7 +179,7 @@ def _arrivals(args: argparse.Namespace, rate: float) -> list[Arrival]:
 
 
 def _slo_ns(text: str | None) -> int:
-    from headrace.config import duration_ns
+    from headrace.units import duration_ns
 
     if text is None:
         return 0
@@ -202,9 +202,9 @@ def _lengths(text: str | None) -> tuple[float, float] | None:
 
 
 def _policy(name: str, max_rows: int) -> Policy:
-    from headrace.config import duration_ns
     from headrace.core.scheduler import Scheduler
     from headrace.simulate.peers import FixedWindow
+    from headrace.units import duration_ns
 
     if name == "ours":
         return Scheduler()
