@@ -128,6 +128,12 @@ class ModelNotReady(CapacityError):
     default_code = "model_not_ready"
 
 
+class ModelAbsent(ModelNotReady):
+    """The model is known, and not in memory until somebody asks for it: now."""
+
+    default_code = "model_absent"
+
+
 class ModelError(HeadraceError):
     """The model's fault."""
 

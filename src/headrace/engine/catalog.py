@@ -7,11 +7,17 @@ from typing import Any
 import msgspec
 
 from headrace.engine.served import ServedModel
-from headrace.errors import ModelNotFound, ModelNotReady
+from headrace.errors import ModelAbsent, ModelNotFound, ModelNotReady
 from headrace.types import ModelMetadata, ModelVersionStatus
 
 UNLOADED = "unloaded"
 """Why a version is not served that somebody wanted gone; Triton's word."""
+
+ABSENT = "not in memory: loaded when it is asked for"
+"""Why a version is not served that is one request away from it."""
+
+STABLE = "stable"
+"""The alias that answers requests without a version."""
 
 
 class Catalog:
@@ -21,12 +27,16 @@ class Catalog:
         # (name, version) and (name, "") -> model: one look-up on the path of a request.
         self._routes: dict[tuple[str, str], ServedModel] = {}
         self._statuses: dict[tuple[str, str], ModelVersionStatus] = {}
+        self._absent: set[tuple[str, str]] = set()
+        self._aliases: dict[str, dict[str, str]] = {}
 
     def resolve(self, name: str, version: str = "") -> ServedModel:
-        """The model that answers; without a version the highest that is ready.
+        """The model that answers to a version or an alias; without one the version called
+        "stable", or where there is no such alias the highest.
 
         Raises:
             ModelNotFound: no model of this name, or not in this version.
+            ModelAbsent: one that is loaded when it is asked for.
             ModelNotReady: known, and not ready: the message says why.
         """
         try:
@@ -83,8 +93,40 @@ class Catalog:
     def publish(self, served: ServedModel) -> None:
         """Routes requests for this version to ``served`` from now on."""
         self._routes[served.name, served.version] = served
+        self._absent.discard((served.name, served.version))
         self.set_status(served.name, served.version, "READY")
         self._update_routes(served.name)
+
+    def set_aliases(self, name: str, aliases: dict[str, str]) -> None:
+        """These names stand for these versions from now on, and no others."""
+        if aliases:
+            self._aliases[name] = dict(aliases)
+        else:
+            self._aliases.pop(name, None)
+        self._update_routes(name)
+
+    def aliases(self, name: str) -> dict[str, str]:
+        """Alias -> version."""
+        return dict(self._aliases.get(name, {}))
+
+    def set_absent(self, name: str, version: str) -> None:
+        """The version is not in memory, and is loaded when it is asked for."""
+        self._absent.add((name, version))
+        self.set_status(name, version, "UNAVAILABLE", ABSENT)
+        self._update_routes(name)
+
+    def forget_absent(self, name: str) -> None:
+        """None of its versions is one that is loaded when it is asked for any more."""
+        gone = {key for key in self._absent if key[0] == name}
+        self._absent -= gone
+        for key in gone:
+            if self._statuses[key].reason == ABSENT:
+                self.set_status(*key, "UNAVAILABLE", UNLOADED)
+        self._update_routes(name)
+
+    def absent(self) -> set[tuple[str, str]]:
+        """Names and versions of those."""
+        return set(self._absent)
 
     def withdraw(
         self, served: ServedModel, state: str = "UNAVAILABLE", reason: str = UNLOADED
@@ -107,7 +149,7 @@ class Catalog:
 
     def served(self) -> list[ServedModel]:
         """Every version that is ready, once each."""
-        return [model for (_, version), model in self._routes.items() if version]
+        return [model for (_, version), model in self._routes.items() if version == model.version]
 
     def steps_below(self, name: str) -> set[str]:
         """The models that an ensemble is made of, and those that these are; none for others."""
@@ -120,13 +162,39 @@ class Catalog:
         return below
 
     def _update_routes(self, name: str) -> None:
-        versions = [model for model in self.served() if model.name == name]
-        self._routes.pop((name, ""), None)
-        if versions:
-            latest = max(versions, key=lambda model: _number(model.version))
-            self._routes[name, ""] = latest
+        for key in [(name, ""), *[key for key in self._routes if key[0] == name]]:
+            if key in self._routes and self._routes[key].version != key[1]:
+                del self._routes[key]
+        target = self._default(name)
+        for alias, version in (*self._aliases.get(name, {}).items(), ("", target)):
+            served = self._routes.get((name, version)) if version else None
+            if served is not None:
+                self._routes[name, alias] = served
+
+    def _default(self, name: str) -> str:
+        """The version that answers to the name alone; "": none. One that is absent counts, or a
+        model would answer from an older version while the newest is out of memory."""
+        aliases = self._aliases.get(name, {})
+        if STABLE in aliases:
+            return aliases[STABLE]
+        versions = {v for n, v in (*self._routes, *self._absent) if n == name and v} - {*aliases}
+        # What has a name of its own, such as a canary, is asked by that name alone.
+        unnamed = versions - {*aliases.values()}
+        return max(unnamed or versions, key=_number, default="")
+
+    def _alias_text(self, name: str) -> str:
+        aliases = self.aliases(name).items()
+        told = ", ".join([f"{alias} = {version}" for alias, version in sorted(aliases)])
+        return f", and the aliases {told}" if told else ""
 
     def _missing(self, name: str, version: str) -> ModelNotFound | ModelNotReady:
+        target = self._aliases.get(name, {}).get(version, version) or self._default(name)
+        if (name, target) in self._absent:
+            return ModelAbsent(
+                f"Request for unknown model: '{name}' version {target} is not ready: {ABSENT}",
+                model=name,
+                version=target,
+            )
         known = {n: s for (n, _), s in self._statuses.items()}
         if name not in known:
             return ModelNotFound(
@@ -136,14 +204,14 @@ class Catalog:
             )
         statuses = [s for s in self.statuses() if s.name == name]
         versions = [s.version for s in statuses]
-        if version and version not in versions:
+        if target and target not in versions:
             return ModelNotFound(
                 f"Request for unknown model: '{name}' version {version} is not found",
-                hint=f"the versions here are {versions}",
+                hint=f"the versions here are {versions}{self._alias_text(name)}",
                 model=name,
                 version=version,
             )
-        status = next((s for s in statuses if s.version == version), statuses[-1])
+        status = next((s for s in statuses if s.version == target), statuses[-1])
         number = f" version {status.version}" if status.version else ""
         return ModelNotReady(
             f"Request for unknown model: '{name}'{number} is not ready: "

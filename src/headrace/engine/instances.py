@@ -66,6 +66,8 @@ class BatchJob(msgspec.Struct, eq=False):
                 inputs, rows = collate(parts, served.padding, served.loaded.shape_policy)
             else:
                 inputs, rows = served.collate(parts)
+            if not self.inline:
+                (served.whole or served).health.ran(inputs)
             self.collated_ns = _now_ns()
             outputs = served.loaded.execute(inputs)
             self.executed_ns = _now_ns()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from headrace.engine.classify import classified
-from headrace.engine.inflight import Ticket
+from headrace.engine.inflight import Ticket, whole_of
 from headrace.engine.instances import BatchJob
 from headrace.engine.served import ServedModel
 from headrace.errors import CapacityError, HeadraceError
@@ -83,6 +83,16 @@ class Outcomes:
     def batch(self, job: BatchJob) -> None:
         """One batch ran."""
         length = job.padded_length
+        served = job.served.whole or job.served
+        requests = len(job.parts)
+        # Of a batch that failed together each is run again by itself, and counted then.
+        if job.error is None or requests == 1 or served.takes_requests:
+            served.health.batch(
+                requests,
+                failed_of(job),
+                job.finished_ns - whole_of(job.parts[0]).arrived_ns,
+                job.finished_ns,
+            )
         useful = sum([part.rows * part.length for part in job.parts]) if length else 0
         self._instrument.batch_executed(
             BatchRecord(
@@ -98,6 +108,15 @@ class Outcomes:
                 job.inline,
             )
         )
+
+
+def failed_of(job: BatchJob) -> int:
+    """How many of its requests the model failed."""
+    if job.error is not None:
+        return len(job.parts)
+    if not job.served.takes_requests:
+        return 0
+    return sum([isinstance(piece, HeadraceError) for piece in job.pieces])
 
 
 def response_of(ticket: Ticket) -> InferenceResponse:

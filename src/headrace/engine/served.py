@@ -11,6 +11,7 @@ import numpy as np
 
 from headrace.config import ModelConfig
 from headrace.core.events import LearntCost
+from headrace.engine.health import Health
 from headrace.engine.sequence_inputs import SequenceInputs
 from headrace.engine.signature import InputCheck, Signature, check_of
 from headrace.errors import HeadraceError, InstanceDied
@@ -92,6 +93,7 @@ class ServedModel:
         "decoupled",
         "fingerprint",
         "finish",
+        "health",
         "input_count",
         "intake",
         "labels",
@@ -115,6 +117,7 @@ class ServedModel:
         "sequence_inputs",
         "sequences",
         "signature",
+        "size_bytes",
         "slo_ns",
         "slots",
         "sole_output",
@@ -150,6 +153,8 @@ class ServedModel:
         self.rows_sent = False  # the caller's first axis counts rows, with no task in between
         self.rows_declared = False  # the same, said by its configuration and perhaps not proved
         self.preparing = 0  # requests that a task is turning into items right now
+        self.health = Health()
+        self.size_bytes = 0  # in memory, as measured when it was loaded; 0: it was not
         self.busy = 0  # requests that have not ended and batches that run, together
         self.on_idle: Callable[[], None] | None = None  # called when busy has become 0
         self.padding = task.padding if task is not None else None
