@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from headrace.repository import digests
-from headrace.repository.digests import DigestMemory
+from headrace import digests
+from headrace.digests import DigestMemory
 
 LONG_AGO_NS = 1_000_000_000 * 10**9
 
