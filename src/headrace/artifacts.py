@@ -178,7 +178,7 @@ def _is_sound(entry: Path) -> bool:
                 return False
             if info.st_mtime_ns != noted.mtime_ns and sha256_of(entry / name) != noted.sha256:
                 return False
-    except (OSError, msgspec.DecodeError):
+    except (OSError, ValueError, msgspec.DecodeError):  # ValueError: it is not even text
         return False
     return bool(manifest)
 
