@@ -17,7 +17,10 @@ COMPILED = "compiled"
 """Folder of the compiled models, in the cache."""
 
 MIN_BYTES = 4 * 1024 * 1024
-"""Smaller models load quicker than a file is looked up, or nearly. See docs/cold-start.md."""
+"""Below this ONNX Runtime loads the original as quickly, and every start would look for nothing.
+Eight dense layers, original and kept (ms, two cores): ONNX Runtime 2.6 and 3.0 at 1 MB, 6.0 and
+5.9 at 4 MB, 24 and 17 at 16 MB; OpenVINO 50 and 20, 54 and 25, 93 and 58. Hashing 4 MB and
+writing them takes 50 ms of a processor, once."""
 
 
 class SourceChanged(Exception):
