@@ -15,6 +15,7 @@ from benchmarks.tables import render
 
 BENCHMARKS = (
     "startup",
+    "coldstart",
     "core",
     "goodput",
     "slo",

@@ -439,6 +439,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What the model's ``config.pbtxt`` said, as JSON; shown by its configuration route."""
 
 
+COMPILED_CACHE_BYTES = 8 * 1024**3
+"""Some sixty encoders of MiniLM's size, or a few models of a billion weights."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole of ``headrace.toml``."""
 
@@ -452,8 +456,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     by itself; without it they share one place, so that nobody gains by inventing names."""
 
     cache_dir: str = ""
-    """For built graphs and measured profiles. "" = ``$XDG_CACHE_HOME/headrace``; safe to
-    delete at any time."""
+    """For built graphs, compiled models and measured profiles. "" = ``$XDG_CACHE_HOME/headrace``;
+    safe to delete at any time."""
+
+    compiled_cache_bytes: int = COMPILED_CACHE_BYTES
+    """That compiled models may take in ``cache_dir``; those used least recently go. 0 = none
+    are kept."""
 
     @property
     def memory_budget_bytes(self) -> int:

@@ -176,7 +176,7 @@ def _serve_alone(args: argparse.Namespace, config: Config) -> int:
     _tell_notes(found)
     listeners, server = ports.listen(config.server)
     config = msgspec.structs.replace(config, server=server)
-    openings = Openings(found.models, cache_folder(config, os.environ))
+    openings = Openings(found.models, cache_folder(config, os.environ), config.compiled_cache_bytes)
     # The models are on their way: time to import what will serve them.
     import uvloop
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from headrace.clock import MonotonicClock
+from headrace.config import COMPILED_CACHE_BYTES
 from headrace.engine import assembly, endings
 from headrace.engine.calibrate import MEASURED_IN_PART, calibrate
 from headrace.engine.catalog import UNLOADED
@@ -52,6 +53,7 @@ class ModelManager:
     """Loads and unloads models of one engine.
 
     Args:
+        compiled_bytes: that compiled models may take in the cache.
         workers: processes that share the port, each with an engine.
         shares_answers: whether answers are kept for other servers, which need to know a model by
             its content.
@@ -62,6 +64,7 @@ class ModelManager:
         engine: Engine,
         *,
         cache_dir: Path,
+        compiled_bytes: int = COMPILED_CACHE_BYTES,
         instrument: Instrument,
         workers: int = 1,
         shares_answers: bool = False,
@@ -70,12 +73,13 @@ class ModelManager:
         self._workers = workers
         self._shares_answers = shares_answers
         self._cache_dir = cache_dir
+        self._compiled_bytes = compiled_bytes
         self._instrument = instrument
         self._profiles = ProfileStore(cache_dir / PROFILES)
         self._hop_ns = 0
         self._ensembles = Ensembles(engine, MonotonicClock.now_ns, instrument)
         self._keys: dict[ServedModel, str] = {}  # where what is learnt of them is kept
-        self._refining: dict[ServedModel, asyncio.Task[None]] = {}
+        self._finishing: dict[ServedModel, asyncio.Task[None]] = {}
         self._retiring: dict[ServedModel, asyncio.Task[None]] = {}
         self._parallel = asyncio.Semaphore(PARALLEL_LOADS)
 
@@ -165,8 +169,8 @@ class ModelManager:
         await self._keep_costs(served)
         self._engine.remove_model(served)
         await _idle(served, None)
-        if served in self._refining:  # it runs the model too
-            await asyncio.wait({self._refining[served]})
+        if served in self._finishing:  # measuring runs the model too
+            await asyncio.wait({self._finishing[served]})
         del self._retiring[served]
         await asyncio.to_thread(served.loaded.unload)
         catalog = self._engine.catalog
@@ -208,18 +212,25 @@ class ModelManager:
         _log_loaded(loaded, seconds)
         endings.warn_of_slo(served, loaded.profile.row_ns)
         self._keys[served] = loaded.store_key
-        if loaded.profile.reason == MEASURED_IN_PART and loaded.served.loaded.concurrency > 1:
-            task = asyncio.create_task(self._refine(loaded))
-            self._refining[served] = task
-            task.add_done_callback(lambda _: self._refining.pop(served, None))
+        task = asyncio.create_task(self._finish(loaded))
+        self._finishing[served] = task
+        task.add_done_callback(lambda _: self._finishing.pop(served, None))
         return served
+
+    async def _finish(self, loaded: _Loaded) -> None:
+        """What need not be done before the model serves, one thing after another."""
+        keep: Callable[[], None] | None = getattr(loaded.served.loaded, "keep_compiled", None)
+        if keep is not None:
+            await asyncio.to_thread(keep)
+        if loaded.profile.reason == MEASURED_IN_PART and loaded.served.loaded.concurrency > 1:
+            await self._refine(loaded)
 
     async def close(self) -> None:
         """Unloads every model. The engine must have been drained and closed."""
-        refining = tuple(self._refining.values())
-        for task in refining:
+        finishing = tuple(self._finishing.values())
+        for task in finishing:
             task.cancel()
-        await asyncio.gather(*refining, return_exceptions=True)
+        await asyncio.gather(*finishing, return_exceptions=True)
         for served in tuple(self._keys):
             await self._keep_costs(served)
         leaving = tuple(self._retiring)
@@ -232,7 +243,7 @@ class ModelManager:
     # -- in a loading thread -----------------------------------------------------------------
 
     def _load(self, source: ModelSource) -> _Loaded:
-        return self._measure(open_model(source, self._cache_dir))
+        return self._measure(open_model(source, self._cache_dir, self._compiled_bytes))
 
     def _measure(self, opened: Opened) -> _Loaded:
         """What is still to be known before an opened model can be served."""

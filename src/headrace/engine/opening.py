@@ -14,6 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from headrace.config import COMPILED_CACHE_BYTES
+from headrace.engine.compiled import compiled_of
 from headrace.engine.ensemble import ensemble_model
 from headrace.engine.profiles import ProfileStore, StoredProfile
 from headrace.engine.selection import choose_threads, keep_faster
@@ -50,10 +52,17 @@ class Opened(msgspec.Struct, frozen=True):
 class Openings:
     """Models that are being opened, ahead of the engine that will serve them."""
 
-    def __init__(self, sources: Sequence[ModelSource], cache_dir: Path) -> None:
+    def __init__(
+        self,
+        sources: Sequence[ModelSource],
+        cache_dir: Path,
+        compiled_bytes: int = COMPILED_CACHE_BYTES,
+    ) -> None:
         pool = ThreadPoolExecutor(PARALLEL_LOADS, thread_name_prefix="headrace-open")
         self._futures = {
-            (source.name, source.version): pool.submit(open_model, source, cache_dir)
+            (source.name, source.version): pool.submit(
+                open_model, source, cache_dir, compiled_bytes
+            )
             for source in sources
         }
         pool.shutdown(wait=False)  # takes no more; ends when these are done
@@ -63,8 +72,12 @@ class Openings:
         return await asyncio.wrap_future(self._futures[source.name, source.version])
 
 
-def open_model(source: ModelSource, cache_dir: Path) -> Opened:
+def open_model(
+    source: ModelSource, cache_dir: Path, compiled_bytes: int = COMPILED_CACHE_BYTES
+) -> Opened:
     """Prepares, checks and loads one version. Blocks; any thread.
+
+    ``compiled_bytes``: that compiled models may take in the cache; 0 keeps none.
 
     Raises:
         ModelLoadError, MissingExtra, ConfigError: why it cannot be served.
@@ -73,17 +86,20 @@ def open_model(source: ModelSource, cache_dir: Path) -> Opened:
     if source.format == "ensemble":
         return _open_ensemble(source)
     source = prepare(source, cache_dir)
+    external: Sequence[str] = ()
     if source.format == "onnx":
-        check_onnx(source.path, source.folder)
+        external = tuple(check_onnx(source.path, source.folder).external_files)
+    digest, compiled = compiled_of(source, external, cache_dir, max_bytes=compiled_bytes)
     artifact = Artifact(
         name=source.name,
         version=source.version,
         path=source.path,
         folder=source.folder,
         format=source.format,
-        digest=source.digest,
+        digest=digest,
         options=source.config.runtime_options,
         config=source.config,
+        compiled=compiled,
     )
     key, stored = _remembered(source, ProfileStore(cache_dir / PROFILES))
     runtime, instances, model = _start(source, artifact, stored)

@@ -49,7 +49,7 @@ class ProfileStore:
         """What was measured before, or None."""
         try:
             return msgspec.json.decode(self._path(key).read_bytes(), type=StoredProfile)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, ValueError, msgspec.MsgspecError):
             return None
 
     def save(self, key: str, stored: StoredProfile) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from headrace.artifacts import ArtifactCache
+from headrace.digests import DigestMemory
 from headrace.errors import ConfigError, ModelLoadError
 from headrace.repository.base import ModelSource
 from headrace.repository.bert_family import Encoder, read_encoder
 from headrace.repository.bert_graph import build_graph
 from headrace.repository.bert_tensors import POOLINGS, Head
-from headrace.repository.digests import DigestMemory
-from headrace.repository.graph_cache import GraphCache
 from headrace.repository.json_files import read_object
 from headrace.repository.weights import Weights, open_weights, weight_files
 
@@ -63,7 +63,7 @@ def prepare(source: ModelSource, cache_dir: Path) -> ModelSource:
             build_graph(weights, encoder, head, folder)
 
     try:
-        entry = GraphCache(cache_dir / "graphs").entry(key, build)
+        entry = ArtifactCache(cache_dir / "graphs").entry(key, build)
     except OSError as error:
         raise _unwritable(source, cache_dir, error) from error
     return msgspec.structs.replace(

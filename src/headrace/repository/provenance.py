@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
+from headrace.digests import sha256_of
 from headrace.errors import PullError
 from headrace.repository.archives import Archive, read_text
-from headrace.repository.digests import sha256_of
 
 FILE_NAME = "provenance.json"
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import msgspec
 
 import headrace
+from headrace.digests import sha256_of
 from headrace.errors import PullError
 from headrace.repository import archives
-from headrace.repository.digests import sha256_of
 from headrace.repository.expected import Expected, copy_hashed
 from headrace.repository.landing import land, staging
 from headrace.repository.provenance import (

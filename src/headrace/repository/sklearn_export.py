@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from headrace.digests import sha256_of
 from headrace.errors import ConfigError, HeadraceError, InferenceFailed, ModelLoadError
 from headrace.repository.agreement import (
     Agreement,
@@ -31,7 +32,6 @@ from headrace.repository.agreement import (
     graph_inputs,
     model_answers,
 )
-from headrace.repository.digests import sha256_of
 from headrace.repository.folders import check_name
 from headrace.repository.landing import land, staging
 from headrace.repository.samples import Sample, has_names, read_sample

@@ -19,6 +19,29 @@ from headrace.errors import HeadraceError
 from headrace.types import TensorSpec
 
 
+class CompiledCache(Protocol):
+    """Folders on disk for what a library makes of a model: ``headrace.artifacts.ArtifactCache``.
+
+    An entry is complete or absent, and nobody writes to it once it is there.
+    """
+
+    def find(self, key: str) -> Path | None:
+        """The folder of ``key``, or None. Cheap."""
+        ...
+
+    def entry(self, key: str, build: Callable[[Path], None]) -> Path:
+        """The folder of ``key``; ``build`` fills an empty one where there is none. Blocks.
+
+        Raises:
+            OSError: it cannot be written. Whatever ``build`` raises.
+        """
+        ...
+
+    def discard(self, key: str) -> None:
+        """Removes what turned out to be no good."""
+        ...
+
+
 class Artifact(msgspec.Struct, frozen=True):
     """What a runtime is asked to load.
 
@@ -26,6 +49,8 @@ class Artifact(msgspec.Struct, frozen=True):
     is the version's folder, which nothing the model refers to may leave. ``digest`` names
     the content (``sha256:…``) or is "" where it was not computed. ``options`` are the
     model's own runtime options, as configured; ``config`` is all of its configuration.
+    ``compiled`` is where a runtime may keep what loading computes, under keys that it makes;
+    None: nowhere.
     """
 
     name: str
@@ -36,6 +61,7 @@ class Artifact(msgspec.Struct, frozen=True):
     digest: str = ""
     options: Mapping[str, Any] = {}
     config: ModelConfig = ModelConfig()
+    compiled: CompiledCache | None = None
 
 
 class InstanceConfig(msgspec.Struct, frozen=True):
@@ -64,6 +90,11 @@ class LoadedModel(Protocol):
     ``concurrency`` is how many threads may be inside ``execute`` at one time. A model whose
     ``execute`` may wait for something other than the processor (a child process) says so with
     an attribute ``may_run_inline = False``: it is then never run on the event loop.
+
+    An optional method ``keep_compiled()`` writes what loading computed to the artefact's
+    ``compiled``, if it is not there: called at most once, by who keeps the model, from any thread.
+    It blocks about as long as loading did, does not hinder ``execute`` or ``unload`` meanwhile,
+    and raises nothing.
     """
 
     inputs: tuple[TensorSpec, ...]

@@ -121,6 +121,7 @@ class Application:
         self.manager = ModelManager(
             self.engine,
             cache_dir=cache_folder(config, os.environ),
+            compiled_bytes=config.compiled_cache_bytes,
             instrument=self.metrics,
             workers=server.workers,
             shares_answers=self._shared_cache is not None,

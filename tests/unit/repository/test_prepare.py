@@ -18,10 +18,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from headrace.artifacts import ArtifactCache
 from headrace.config import ModelConfig
 from headrace.errors import ConfigError, ModelLoadError
 from headrace.repository.base import ModelSource
-from headrace.repository.graph_cache import GraphCache
 from headrace.repository.huggingface import inspect
 from headrace.repository.prepare import prepare
 from tests.unit.repository.bert_models import TinyBert
@@ -252,7 +252,7 @@ def test_threads_that_start_together_build_once(tmp_path):
 
     def start() -> None:
         ready.wait()
-        results.append(GraphCache(tmp_path).entry("key", build))
+        results.append(ArtifactCache(tmp_path).entry("key", build))
 
     threads = [threading.Thread(target=start) for _ in range(4)]
     for thread in threads:

@@ -46,7 +46,7 @@ class DigestMemory:
             note = msgspec.json.decode(note_path.read_bytes(), type=_Note)
             if (note.path, note.size, note.mtime_ns, note.inode) == seen:
                 return note.sha256
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError, msgspec.DecodeError):
             pass  # not there, or cut off by a crash: hash again
         digest = sha256_of(real)
         after = real.stat()

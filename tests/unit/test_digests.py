@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from headrace.repository import digests
-from headrace.repository.digests import DigestMemory
+from headrace import digests
+from headrace.digests import DigestMemory
 
 LONG_AGO_NS = 1_000_000_000 * 10**9
 
@@ -86,3 +86,13 @@ def test_notes_that_cannot_be_written_only_cost_time(tmp_path):
 def test_a_missing_file_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         DigestMemory(tmp_path).sha256(tmp_path / "weights")
+
+
+def test_a_note_that_is_no_text_is_made_again(tmp_path):
+    (tmp_path / "weights").write_bytes(b"model")
+    os.utime(tmp_path / "weights", ns=(LONG_AGO_NS, LONG_AGO_NS))
+    memory = DigestMemory(tmp_path / "notes")
+    expected = memory.sha256(tmp_path / "weights")
+    (note,) = (tmp_path / "notes").iterdir()
+    note.write_bytes(note.read_bytes().replace(b'"path":"', b'"path":"\xff', 1))
+    assert memory.sha256(tmp_path / "weights") == expected
