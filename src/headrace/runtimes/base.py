@@ -64,6 +64,10 @@ class LoadedModel(Protocol):
     ``concurrency`` is how many threads may be inside ``execute`` at one time. A model whose
     ``execute`` may wait for something other than the processor (a child process) says so with
     an attribute ``may_run_inline = False``: it is then never run on the event loop.
+
+    A model in child processes has two names more. ``on_event``, None until somebody sets it: is
+    called with a line for each child that dies or serves again, on a thread of the model's, and
+    must not wait. ``process_ids()``: the children that are alive.
     """
 
     inputs: tuple[TensorSpec, ...]
