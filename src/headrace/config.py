@@ -381,6 +381,14 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     threads: NotNegative = 0
     """Threads inside one execution; 0 = cores / instances, at least 1."""
 
+    isolation: Literal["auto", "process", "thread"] = "auto"
+    """``process``: in child processes, one for each of ``instances`` (one by default). What
+    crashes there costs one batch, and unloading gives all memory back, for a hop to another
+    process per batch. ``thread``: inside the server. ``auto``: inside, where our own runtimes
+    use the CPU alone, which has not been seen to crash; in processes where other code comes in
+    (other execution providers, custom operators, runtimes of other packages, Python models),
+    or where a large model must give its memory back."""
+
     slo: SloConfig = SloConfig()
     """Within what time answers are wanted: ``{ p99 = "50ms" }``."""
 

@@ -76,6 +76,26 @@ def memory_limit_bytes(root: Path = SLASH) -> int | None:
     return min((limit for limit in limits if limit < _UNLIMITED_BYTES), default=None)
 
 
+def oom_kills(root: Path = SLASH) -> int | None:
+    """Processes of this control group that the kernel killed for memory so far; None: not told.
+
+    Whoever's limit was met, a parent's too, the kernel counts in the group of the process that
+    it killed: ``oom_kill`` in ``memory.events`` (version 2) or ``memory.oom_control`` (version
+    1, since Linux 4.13). Outside any group ``/proc/vmstat`` counts for the whole machine.
+    """
+    files = [
+        folder / name
+        for folder in _groups(root, "memory")
+        for name in ("memory.events", "memory.oom_control")
+    ]
+    for file in (*files, root / "proc/vmstat"):
+        for line in _read(file).splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill" and count.isdigit():
+                return int(count)
+    return None
+
+
 def cpu_model(root: Path = SLASH) -> str:
     """The processor's name as the kernel tells it, or the architecture where it does not."""
     return _cpuinfo(root, "model name") or platform.processor() or platform.machine() or "unknown"

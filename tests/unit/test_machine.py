@@ -102,3 +102,32 @@ def test_this_machine_is_described() -> None:
     facts = machine.describe()
     assert 1 <= facts["usable_cores"] <= (os.cpu_count() or 1)
     assert facts["memory_bytes"] > 0
+
+
+def test_version_2_counts_kills_for_memory_in_the_innermost_group(root: Path) -> None:
+    write(root, "proc/self/cgroup", "0::/pod/web\n")
+    write(root, "sys/fs/cgroup/pod/web/memory.events", "low 7\noom 5\noom_kill 3\n")
+    write(root, "sys/fs/cgroup/pod/memory.events", "oom_kill 11\noom_group_kill 0\n")
+    assert machine.oom_kills(root) == 3
+
+
+def test_a_container_that_sees_its_group_as_the_root_counts_there(root: Path) -> None:
+    write(root, "proc/self/cgroup", "0::/seen/by/the/host\n")
+    write(root, "sys/fs/cgroup/memory.events", "oom_group_kill 9\noom_kill 2\n")
+    assert machine.oom_kills(root) == 2
+
+
+def test_version_1_counts_kills_for_memory_beside_other_things(root: Path) -> None:
+    write(root, "proc/self/cgroup", "4:memory:/docker/ab\n3:cpu:/\n0::/\n")
+    write(
+        root,
+        "sys/fs/cgroup/memory/docker/ab/memory.oom_control",
+        "oom_kill_disable 0\nunder_oom 0\noom_kill 4\n",
+    )
+    assert machine.oom_kills(root) == 4
+
+
+def test_without_groups_the_machine_counts_and_without_that_nobody_does(root: Path) -> None:
+    assert machine.oom_kills(root) is None
+    write(root, "proc/vmstat", "nr_free_pages 1\noom_kill 6\n")
+    assert machine.oom_kills(root) == 6

@@ -95,6 +95,10 @@ class LoadedModel(Protocol):
     ``compiled``, if it is not there: called at most once, by who keeps the model, from any thread.
     It blocks about as long as loading did, does not hinder ``execute`` or ``unload`` meanwhile,
     and raises nothing.
+
+    A model in child processes has two names more. ``on_event``, None until somebody sets it: is
+    called with a line for each child that dies or serves again, on a thread of the model's, and
+    must not wait. ``process_ids()``: the children that are alive.
     """
 
     inputs: tuple[TensorSpec, ...]

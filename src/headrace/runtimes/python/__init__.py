@@ -68,6 +68,20 @@ line. ``isolation = "thread"`` saves the hop, for code that is short or releases
 then has one object for each batch at one time, and no folder of it is put on ``sys.path``.
 """
 
-from headrace.runtimes.python.runtime import PythonRuntime
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headrace.runtimes.python.runtime import PythonRuntime
 
 __all__ = ["PythonRuntime"]
+
+
+def __getattr__(name: str) -> Any:
+    # A child process imports this package too, and has no use for the server's side of it.
+    if name == "PythonRuntime":
+        from headrace.runtimes.python.runtime import PythonRuntime
+
+        return PythonRuntime
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from headrace import machine
 from headrace.errors import InferenceFailed, InstanceDied, ModelLoadError
 from headrace.runtimes.python.messages import (
     Call,
@@ -33,6 +34,7 @@ from headrace.runtimes.python.messages import (
     Started,
     ToServer,
 )
+from headrace.runtimes.python.native_start import NativeStart
 from headrace.runtimes.python.options import PythonOptions
 from headrace.runtimes.python.triton_start import TritonStart
 from headrace.runtimes.shared_tensors import TensorReader, TensorWriter, create_segments
@@ -63,6 +65,7 @@ class ChildSpec(msgspec.Struct, frozen=True):
     options: PythonOptions
     threads: int
     triton: TritonStart | None = None
+    native: NativeStart | None = None
 
 
 class Child:
@@ -84,6 +87,7 @@ class Child:
         """How it ended, once ``died`` is set."""
         self.broken = False
         """True once it was killed: it may still be dying, and is of no more use."""
+        self._oom_kills = machine.oom_kills()
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as handed_over:
             here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self.channel = Channel(here, ToServer)
@@ -177,7 +181,7 @@ class Child:
             os.killpg(self._process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             pass  # nothing was left
-        self.reason = _in_words(self._process.wait(), by_us=self.broken)
+        self.reason = self._in_words(self._process.wait())
         self.hang_up()
         self.died.set()
         return self.reason
@@ -202,7 +206,8 @@ class Child:
             triton = spec.triton
             if triton is not None:
                 triton = msgspec.structs.replace(triton, place=self.place)
-            self.channel.send(Start(spec.model, str(spec.path), spec.options, pythonpath, triton))
+            start = Start(spec.model, str(spec.path), spec.options, pythonpath, triton, spec.native)
+            self.channel.send(start)
         except Disconnected:
             pass  # it died already; whoever watches it will see
 
@@ -227,6 +232,21 @@ class Child:
             model=self.spec.model,
             reason=reason,
         )
+
+    def _in_words(self, code: int) -> str:
+        if code >= 0:
+            return f"exited with status {code}"
+        if code != -signal.SIGKILL:
+            return f"was killed by signal {-code} ({signal.strsignal(-code)})"
+        if self.broken:
+            return "had to be killed"
+        before, now = self._oom_kills, machine.oom_kills()
+        if before is None or now is None:
+            return "was killed by SIGKILL (out of memory, or by hand)"
+        # The kernel counts before it kills, so the number is there when the child is gone.
+        if now > before:
+            return "was killed by the kernel: out of memory"
+        return "was killed by SIGKILL (by hand: the kernel killed nobody for memory)"
 
     def _signal(self, number: int) -> None:
         try:
@@ -265,11 +285,3 @@ def _complete(arrays: list[np.ndarray | None]) -> list[np.ndarray]:
     if len(found) != len(arrays):
         raise ValueError("an output is missing")
     return found
-
-
-def _in_words(code: int, *, by_us: bool) -> str:
-    if code >= 0:
-        return f"exited with status {code}"
-    if code != -signal.SIGKILL:
-        return f"was killed by signal {-code} ({signal.strsignal(-code)})"
-    return "had to be killed" if by_us else "was killed by SIGKILL (out of memory, or by hand)"

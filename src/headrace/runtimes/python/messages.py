@@ -22,6 +22,8 @@ from typing import Any
 import msgspec
 
 from headrace.errors import InferenceFailed
+from headrace.runtimes.base import ShapePolicy
+from headrace.runtimes.python.native_start import NativeStart
 from headrace.runtimes.python.options import PythonOptions
 from headrace.runtimes.python.triton_start import TritonStart
 from headrace.runtimes.shared_tensors import Parcel
@@ -48,6 +50,9 @@ class Start(msgspec.Struct, tag=True, array_like=True):
     triton: TritonStart | None = None
     """Set where the file is one for Triton's Python backend."""
 
+    native: NativeStart | None = None
+    """Set where another runtime is to load the file."""
+
 
 class Started(msgspec.Struct, tag=True, array_like=True):
     """Loaded; this is the signature, and where to write the first batch."""
@@ -57,6 +62,8 @@ class Started(msgspec.Struct, tag=True, array_like=True):
     next_segment: int
     max_batch_size: int = 0
     decoupled: bool = False
+    axis_names: dict[str, tuple[str, ...]] = {}
+    shape_policy: ShapePolicy = ShapePolicy()
 
 
 class Refused(msgspec.Struct, tag=True, array_like=True):

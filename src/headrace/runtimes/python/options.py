@@ -30,7 +30,8 @@ class PythonOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     isolation: Literal["process", "thread"] = "process"
     """``process``: a child process for each execution at one time. ``thread``: inside the
     server, cheaper by the hop, but what holds the interpreter lock holds up every request
-    of every model, and what crashes takes the server with it."""
+    of every model, and what crashes takes the server with it. Wins over the model's own
+    ``isolation``."""
 
     inputs: tuple[TensorOption, ...] | None = None
     """Overrides the type hints of the parameters."""
@@ -48,6 +49,11 @@ class PythonOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_shared_bytes: Positive = 1024 * MIB
     """Largest batch, and largest answer, in shared memory. A mistake in a shape should end
     one batch and not the machine."""
+
+
+def isolation_of(options: Mapping[str, Any], wanted: str) -> str:
+    """Where a Python model runs: as its own ``isolation`` says, else as the model's does."""
+    return str(options.get("isolation") or ("thread" if wanted == "thread" else "process"))
 
 
 def parse_options(options: Mapping[str, Any], *, model: str) -> PythonOptions:

@@ -24,6 +24,7 @@ from headrace.runtimes.python.loader import (
     line_of,
     load_module,
 )
+from headrace.runtimes.python.messages import Started
 from headrace.runtimes.python.options import PythonOptions
 from headrace.runtimes.python.signature import Signature, read_signature
 from headrace.runtimes.python.values import rows_of, to_arguments, to_outputs
@@ -143,6 +144,27 @@ class Predictor:
                 line=line_of(error, self._path),
             ) from error
         return to_outputs(signature, value, rows_of(arrays))
+
+
+class OneOfFile:
+    """A model file and the one predictor that a child process makes of it."""
+
+    def __init__(self, path: Path, *, model: str, options: PythonOptions) -> None:
+        self._file = ModelFile(path, model=model, options=options)
+        self._predictor = self._file.make_predictor()
+
+    def started(self, next_segment: int) -> Started:
+        """What the server is told of it."""
+        signature = self._predictor.signature
+        return Started(signature.inputs, signature.outputs, next_segment)
+
+    def __call__(self, inputs: Sequence[np.ndarray | None]) -> Sequence[np.ndarray]:
+        """One batch; see :class:`Predictor`."""
+        return self._predictor(inputs)
+
+    def close(self) -> None:
+        """Forgets the module."""
+        self._file.close()
 
 
 class CoroutineThread:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import queue
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +11,7 @@ import numpy as np
 
 from headrace.errors import InferenceFailed, ModelLoadError
 from headrace.runtimes.base import Artifact, InstanceConfig, LoadedModel, ShapePolicy
-from headrace.runtimes.python.options import PythonOptions, parse_options
+from headrace.runtimes.python.options import PythonOptions, isolation_of, parse_options
 from headrace.runtimes.python.pinned import PinnedThread
 from headrace.runtimes.python.predictor import ModelFile, Predictor
 from headrace.runtimes.python.process import ProcessModel
@@ -41,13 +40,8 @@ class PythonRuntime:
         options = parse_options(artifact.options, model=artifact.name)
         if is_triton_model(artifact.path):
             return TritonModel(artifact, options, config)
-        if options.isolation == "thread":
+        if isolation_of(artifact.options, artifact.config.isolation) == "thread":
             return ThreadModel(artifact, options, concurrency=config.concurrency)
-        if not (hasattr(os, "pidfd_open") and hasattr(os, "memfd_create")):
-            raise ModelLoadError(
-                'isolation = "process" needs Linux 5.3 or later (pidfd_open, memfd_create)',
-                hint='set isolation = "thread" in runtime_options',
-            )
         return ProcessModel(artifact, options, config)
 
 

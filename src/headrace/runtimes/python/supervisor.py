@@ -99,11 +99,15 @@ class Supervisor:
     Args:
         spec: what to start.
         children: how many, which is how many batches run at one time.
+        notify: is told in a line what becomes of them, on the supervisor's thread.
     """
 
-    def __init__(self, spec: ChildSpec, *, children: int) -> None:
+    def __init__(
+        self, spec: ChildSpec, *, children: int, notify: Callable[[str], None] | None = None
+    ) -> None:
         self.pool = Pool(spec.model)
         self._spec = spec
+        self._notify = notify
         self._places = [
             _Place(number, Backoff(spec.options.restart_delay_s)) for number in range(children)
         ]
@@ -135,6 +139,11 @@ class Supervisor:
         self._thread.join()
         self._selector.close()
         os.close(self._wake)
+
+    def process_ids(self) -> tuple[int, ...]:
+        """The children that are alive now. Any thread; one may have died when it is read."""
+        children = [place.child for place in self._places]
+        return tuple(child.pid for child in children if child and not child.died.is_set())
 
     def _run(self) -> None:
         # Inherited by the children, who let them through when they can handle them.
@@ -218,7 +227,7 @@ class Supervisor:
         place.since_s = time.monotonic()
         self.pool.add(child)
         if self._loaded.done():
-            _log.info("model %s: child process %d serves", self._spec.model, child.pid)
+            self._tell(logging.INFO, f"child process {child.pid} serves")
         elif all(place.state is _State.SERVING for place in self._places):
             self._loaded.set_result(started)
 
@@ -273,7 +282,7 @@ class Supervisor:
             place.log.close()
         reason = child.reap()
         if not self._stopping:
-            _log.warning("model %s: child process %d %s", self._spec.model, child.pid, reason)
+            self._tell(logging.WARNING, f"child process {child.pid} {reason}")
         if place.state is _State.STARTING:
             self._start_failed(self._last_words(child))
         if place.pooled:
@@ -306,6 +315,14 @@ class Supervisor:
         pause_s = place.backoff.pause_s(lived_s)
         place.state, place.due_s = _State.PAUSING, time.monotonic() + pause_s
         _log.warning("model %s: next start in %.1f s", self._spec.model, pause_s)
+
+    def _tell(self, level: int, event: str) -> None:
+        _log.log(level, "model %s: %s", self._spec.model, event)
+        if self._notify is not None:
+            try:
+                self._notify(event)
+            except Exception:  # noqa: BLE001 - the children need this thread, whoever fails to listen
+                _log.exception("model %s: whoever was told of it failed", self._spec.model)
 
     def _child_printed(self, place: _Place, log: ChildLog) -> None:
         if place.log is log and not log.forward():

@@ -20,12 +20,13 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
+import numpy as np
 
 from headrace.errors import HeadraceError, InferenceFailed, ModelLoadError
 from headrace.runtimes.python.hints import HintError
@@ -42,8 +43,6 @@ from headrace.runtimes.python.messages import (
     ToChild,
     cut,
 )
-from headrace.runtimes.python.predictor import ModelFile, Predictor
-from headrace.runtimes.python.triton.child import Child
 from headrace.runtimes.python.triton_start import TritonStart
 from headrace.runtimes.shared_tensors import TensorReader, TensorWriter
 
@@ -77,31 +76,51 @@ def main() -> None:
         pass  # the server stopped; there is nobody left to tell
 
 
+class _Model(Protocol):
+    """What a child holds: :class:`.predictor.OneOfFile` or :class:`.native_child.NativeModel`."""
+
+    def started(self, next_segment: int) -> Started: ...
+
+    def __call__(self, inputs: Sequence[np.ndarray | None]) -> Sequence[np.ndarray]: ...
+
+    def close(self) -> None: ...
+
+
 def _serve(channel: Channel, start: Start, arguments: ChildArguments) -> None:
-    path = Path(start.path)
-    _enter(path, start.pythonpath)
+    _enter(start)
     if start.triton is not None:
         _serve_triton(channel, start, start.triton)
         return
     reader = TensorReader(arguments.batches)
     writer = TensorWriter(arguments.answers, max_bytes=start.options.max_shared_bytes)
     try:
-        file = ModelFile(path, model=start.model, options=start.options)
-        predictor = file.make_predictor()
-        signature = predictor.signature
-        channel.send(Started(signature.inputs, signature.outputs, reader.next_segment()))
+        model = _load(start)
+        channel.send(model.started(reader.next_segment()))
     except (ModelLoadError, InferenceFailed) as error:  # the latter: too large for a message
         channel.send(_refusal(error))
         return
     try:
         while True:
-            _answer(channel, predictor, reader, writer)
+            _answer(channel, model, reader, writer)
     except Disconnected:
-        file.close()  # only here: after sys.exit nothing may delay the end
+        model.close()  # only here: after sys.exit nothing may delay the end
         raise
 
 
+def _load(start: Start) -> _Model:
+    # What the one kind of model needs is a tenth of a second that the other starts sooner.
+    if start.native is not None:
+        from headrace.runtimes.python.native_child import NativeModel
+
+        return NativeModel(start.model, start.path, start.native)
+    from headrace.runtimes.python.predictor import OneOfFile
+
+    return OneOfFile(Path(start.path), model=start.model, options=start.options)
+
+
 def _serve_triton(channel: Channel, start: Start, told: TritonStart) -> None:
+    from headrace.runtimes.python.triton.child import Child
+
     try:
         most = start.options.max_shared_bytes
         child = Child(Path(start.path), start.model, told, max_shared_bytes=most)
@@ -112,13 +131,11 @@ def _serve_triton(channel: Channel, start: Start, told: TritonStart) -> None:
     child.serve(channel.duplicate())
 
 
-def _answer(
-    channel: Channel, predictor: Predictor, reader: TensorReader, writer: TensorWriter
-) -> None:
+def _answer(channel: Channel, model: _Model, reader: TensorReader, writer: TensorWriter) -> None:
     call: Call = channel.receive()
     try:
         # No name for the arrays: they are to be gone when the next segment is named.
-        answer = writer.write(call.next_segment, predictor(reader.read(call.batch)))
+        answer = writer.write(call.next_segment, model(reader.read(call.batch)))
         channel.send(Returned(answer, reader.next_segment()))
     except InferenceFailed as error:
         failure = _failure(error)
@@ -179,15 +196,16 @@ def _exit_if(ended: Callable[[], bool]) -> Callable[[int, FrameType | None], Non
     return handle
 
 
-def _enter(path: Path, pythonpath: str | None) -> None:
+def _enter(start: Start) -> None:
     """Makes this the environment of a program that was started as ``python model.py``."""
-    sys.dont_write_bytecode = True  # a model's folder is read, never written
-    sys.argv = [str(path)]
-    sys.path.insert(0, str(path.parent))
-    if pythonpath is None:
+    sys.argv = [start.path]
+    if start.native is None:  # beside a model that is data lies nothing to import
+        sys.dont_write_bytecode = True  # a model's folder is read, never written
+        sys.path.insert(0, str(Path(start.path).parent))
+    if start.pythonpath is None:
         os.environ.pop("PYTHONPATH", None)
     else:
-        os.environ["PYTHONPATH"] = pythonpath
+        os.environ["PYTHONPATH"] = start.pythonpath
 
 
 if __name__ == "__main__":
