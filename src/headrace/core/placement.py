@@ -22,11 +22,11 @@ HALF_LIFE_NS = 600 * 1_000_000_000
 class Interest:
     """How often a model is asked for, fading by half every :data:`HALF_LIFE_NS`."""
 
-    __slots__ = ("_at_ns", "_weight")
+    __slots__ = ("_at_ns", "_weight", "since_ns")
 
     def __init__(self, now_ns: int) -> None:
         self._weight = 0.0
-        self._at_ns = now_ns
+        self._at_ns = self.since_ns = now_ns
 
     def used(self, requests: int, now_ns: int) -> None:
         """So many requests came."""

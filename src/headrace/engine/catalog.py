@@ -165,13 +165,13 @@ class Catalog:
         for key in [(name, ""), *[key for key in self._routes if key[0] == name]]:
             if key in self._routes and self._routes[key].version != key[1]:
                 del self._routes[key]
-        target = self._default(name)
+        target = self.default(name)
         for alias, version in (*self._aliases.get(name, {}).items(), ("", target)):
             served = self._routes.get((name, version)) if version else None
             if served is not None:
                 self._routes[name, alias] = served
 
-    def _default(self, name: str) -> str:
+    def default(self, name: str) -> str:
         """The version that answers to the name alone; "": none. One that is absent counts, or a
         model would answer from an older version while the newest is out of memory."""
         aliases = self._aliases.get(name, {})
@@ -188,7 +188,7 @@ class Catalog:
         return f", and the aliases {told}" if told else ""
 
     def _missing(self, name: str, version: str) -> ModelNotFound | ModelNotReady:
-        target = self._aliases.get(name, {}).get(version, version) or self._default(name)
+        target = self._aliases.get(name, {}).get(version, version) or self.default(name)
         if (name, target) in self._absent:
             return ModelAbsent(
                 f"Request for unknown model: '{name}' version {target} is not ready: {ABSENT}",

@@ -52,6 +52,7 @@ from headrace.engine.instance_pool import InstancePool
 from headrace.engine.instances import BatchJob
 from headrace.engine.intakes import Intakes
 from headrace.engine.limits import limits_of
+from headrace.engine.lobby import Lobby
 from headrace.engine.outcomes import Outcomes, response_of
 from headrace.engine.recording import Recorder
 from headrace.engine.served import Profile, ServedModel
@@ -99,6 +100,7 @@ class Engine:
         self._handle = recorder.around(handle) if recorder is not None else handle
         self._tenants = tenants or Tenants({})
         self.catalog = Catalog()
+        self.lobby: Lobby | None = None  # where requests wait for what is not in memory
         self._outcomes = Outcomes(instrument or Instrument(), self._now_ns)
         self._models: dict[int, ServedModel] = {}
         self._parts: dict[int, Member] = {}
@@ -251,8 +253,7 @@ class Engine:
         served.batchable = profile.batchable
         served.rows_sent = profile.batchable and served.task is None
         self._intakes.lay(served)
-        attach = getattr(served.loaded, "attach", None)
-        if attach is not None:
+        if (attach := getattr(served.loaded, "attach", None)) is not None:
             attach(EngineHost(self, self._loop, self._outcomes.measured))
         self.add_lane(served, limits_of(served), profile.costs)
         self.catalog.publish(served)
@@ -261,8 +262,7 @@ class Engine:
         self, lane: ServedModel, limits: BatchLimits, costs: dict[int, LearntCost] | None = None
     ) -> None:
         """Numbers a model, or one instance of it alone, to which only :meth:`admit` leads."""
-        lane.number = self._next_model
-        self._next_model += 1
+        lane.number, self._next_model = self._next_model, self._next_model + 1
         self._models[lane.number] = lane
         self._drive(ModelAdded(lane.number, limits, lane.takes_requests, costs or {}))
         if lane.takes_requests:

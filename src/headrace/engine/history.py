@@ -100,6 +100,8 @@ class Histories:
 
     def _carry_out(self, action: Action) -> None:
         if isinstance(action, Shown):
+            if action.state != "READY" and self._catalog.is_routed(action.name, action.version):
+                return  # a copy that nobody loaded through here serves
             self._catalog.set_status(action.name, action.version, action.state, action.reason)
             return
         lines = self._lines.pop(action.name, None) or deque(maxlen=ENTRIES_MAX)

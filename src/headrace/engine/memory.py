@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -80,3 +81,38 @@ def _process_bytes(pid: int) -> int:
     except (OSError, ValueError):
         pass
     return 0
+
+
+class Reading:
+    """The account as a load begins."""
+
+    __slots__ = ("allocated", "alone", "serial")
+
+    def __init__(self, allocated: int, serial: int, *, alone: bool) -> None:
+        self.allocated = allocated
+        self.serial = serial
+        self.alone = alone
+
+
+class Meter:
+    """Says what a load took, where no other load was under way meanwhile. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way = 0
+        self._serial = 0
+
+    def begin(self) -> Reading:
+        """A load begins."""
+        with self._lock:
+            self._under_way += 1
+            self._serial += 1
+            return Reading(allocated_bytes(), self._serial, alone=self._under_way == 1)
+
+    def end(self, reading: Reading) -> int | None:
+        """It is over; what is allocated more than before, or None: others loaded too."""
+        with self._lock:
+            self._under_way -= 1
+            if not reading.alone or self._serial != reading.serial:
+                return None
+        return max(0, allocated_bytes() - reading.allocated)

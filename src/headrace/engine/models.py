@@ -1,52 +1,48 @@
-"""Loads what the repository found and hands it to the engine; the only place that does."""
+"""Loads what the repository found and hands it to the engine; the only place that does.
+
+Three doors lead here (the start, commands, a look at the repository), and a fourth that is asked
+by requests for what is not in memory. Law: whatever goes wrong with a newcomer, what serves goes on
+serving; and nothing is loaded before there is room for it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from headrace.clock import MonotonicClock
 from headrace.config import COMPILED_CACHE_BYTES
-from headrace.engine import assembly, endings
-from headrace.engine.calibrate import MEASURED_IN_PART, calibrate
-from headrace.engine.catalog import UNLOADED
+from headrace.engine import assembly, endings, memory
+from headrace.engine.calibrate import MEASURED_IN_PART
+from headrace.engine.departures import Departures
 from headrace.engine.engine import Engine
 from headrace.engine.ensemble import Ensembles
-from headrace.engine.instances import measure_hop_ns
+from headrace.engine.history import Histories
 from headrace.engine.limits import costs_of
-from headrace.engine.opening import PARALLEL_LOADS, PROFILES, Opened, Openings, open_model
-from headrace.engine.profiles import ProfileStore, StoredProfile
+from headrace.engine.loads import Loaded, Loader
+from headrace.engine.lobby import Lobby
+from headrace.engine.opening import PARALLEL_LOADS, Openings
+from headrace.engine.overview import describe
+from headrace.engine.residency import Place, Residency
 from headrace.engine.sequences import attach_sequences
-from headrace.engine.served import Profile, ServedModel
-from headrace.errors import HeadraceError
+from headrace.engine.served import ServedModel
+from headrace.engine.standby import Standby, is_watched
+from headrace.errors import HeadraceError, InvalidRequest, ModelLoadError
+from headrace.lifetimes import ResidencyConfig
 from headrace.repository.base import ModelSource
 from headrace.telemetry.instruments import Instrument
 
 _LOG = logging.getLogger("headrace.engine")
 
-_CALIBRATION_MIN_NS = 60_000_000
-_CALIBRATION_SHARE = 0.15
-"""Before a model is ready, at most this share of its loading time goes into measuring."""
+_HOUSEKEEPING_S = 5.0
+"""Between two looks at what is idle; a tenth of the shortest ``idle_unload``, if that is less."""
 
-_REFINE_NS = 3_000_000_000
-"""What was not measured before the model was ready is measured in the background."""
-
-
-class _Loaded:
-    """What loading gave, on its way from the loading thread to the event loop."""
-
-    def __init__(self, served: ServedModel, stored: StoredProfile, store_key: str) -> None:
-        self.served = served
-        self.stored = stored
-        self.store_key = store_key
-
-    @property
-    def profile(self) -> Profile:
-        """What was measured."""
-        return self.stored.profile
+_EVICT_DRAIN_S = 10.0
+"""How long requests of a model that makes room may still wait."""
 
 
 class ModelManager:
@@ -57,6 +53,8 @@ class ModelManager:
         workers: processes that share the port, each with an engine.
         shares_answers: whether answers are kept for other servers, which need to know a model by
             its content.
+        memory_budget_bytes: for the whole of this process and its children; 0: none.
+        parallel_loads: at one time; with a budget it is one, so that each is measured.
     """
 
     def __init__(
@@ -68,63 +66,110 @@ class ModelManager:
         instrument: Instrument,
         workers: int = 1,
         shares_answers: bool = False,
+        memory_budget_bytes: int = 0,
+        parallel_loads: int = PARALLEL_LOADS,
     ) -> None:
         self._engine = engine
         self._workers = workers
-        self._shares_answers = shares_answers
-        self._cache_dir = cache_dir
-        self._compiled_bytes = compiled_bytes
         self._instrument = instrument
-        self._profiles = ProfileStore(cache_dir / PROFILES)
-        self._hop_ns = 0
+        self._loader = Loader(cache_dir, compiled_bytes, shares_answers=shares_answers)
         self._ensembles = Ensembles(engine, MonotonicClock.now_ns, instrument)
-        self._keys: dict[ServedModel, str] = {}  # where what is learnt of them is kept
+        self.histories = Histories(engine.catalog, engine.now_ns)
+        self._residency = Residency(memory_budget_bytes, engine.now_ns)
+        self.lobby = Lobby(self.bring, self._terms, self._expected_ns)
+        engine.lobby = self.lobby
+        self.on_breach: Callable[[str, str], None] = self._roll_back_here
+        self._absent: dict[tuple[str, str], ModelSource] = {}
+        self._load_ns: dict[tuple[str, str], int] = {}
+        self._sizes: dict[tuple[str, str], int] = {}
+        self._standbys: dict[str, Standby] = {}
         self._finishing: dict[ServedModel, asyncio.Task[None]] = {}
-        self._retiring: dict[ServedModel, asyncio.Task[None]] = {}
-        self._parallel = asyncio.Semaphore(PARALLEL_LOADS)
+        self._departures = Departures(
+            engine,
+            self.histories,
+            self._residency,
+            instrument,
+            learnt=self._keep_costs,
+            left=self._left,
+        )
+        self._parallel = asyncio.Semaphore(1 if memory_budget_bytes else parallel_loads)
+        self._housekeeping: asyncio.Task[None] | None = None
+
+    # -- loading -----------------------------------------------------------------------------
 
     async def load_all(
         self, sources: Sequence[ModelSource], openings: Openings | None = None
     ) -> list[HeadraceError]:
-        """Loads all; those that fail are shown as UNAVAILABLE and returned as errors.
+        """Loads all that are to be in memory; those that fail are shown as UNAVAILABLE.
 
-        ``openings``: where they are being opened already.
+        Lazy ones, and those that no memory is left for, are loaded when they are asked for.
+
+        Args:
+            sources: what was found.
+            openings: where they are being opened already.
+
+        Returns:
+            Why some could not be loaded.
         """
         errors: list[HeadraceError] = []
 
         def circular(source: ModelSource, error: HeadraceError) -> None:
-            self._show(source, "UNAVAILABLE", error.message)
+            self._engine.catalog.set_status(
+                source.name, source.version, "UNAVAILABLE", error.message
+            )
             errors.append(error)
 
-        outcomes: list[ServedModel | BaseException] = []
+        outcomes: list[ServedModel | BaseException | None] = []
         for wave in assembly.in_waves(sources, circular):
-            loads = [self.load(source, openings) for source in wave]
+            loads = [self._load_at_start(source, openings) for source in wave]
             outcomes += await asyncio.gather(*loads, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, HeadraceError):
                 errors.append(outcome)
             elif isinstance(outcome, BaseException):
                 raise outcome
+        self._keep_house(sources)
         return errors
 
-    async def load(self, source: ModelSource, openings: Openings | None = None) -> ServedModel:
+    async def _load_at_start(
+        self, source: ModelSource, openings: Openings | None
+    ) -> ServedModel | None:
+        if self._is_lazy(source):
+            self.leave_absent(source)
+            return None
+        try:
+            return await self.load(source, openings, evict=False)
+        except ModelLoadError as error:
+            if error.code != "no_memory":
+                raise
+            self.leave_absent(source)
+            return None
+
+    async def load(
+        self, source: ModelSource, openings: Openings | None = None, *, evict: bool = True
+    ) -> ServedModel:
         """Loads one version and publishes it.
+
+        Args:
+            source: which.
+            openings: where it is being opened already.
+            evict: whether others may leave to make room.
 
         Raises:
             ModelLoadError, MissingExtra, ConfigError: why it cannot be served; the index
                 then shows the same reason.
         """
-        started_s = time.monotonic()
-        loaded = await self._open(source, openings)
-        return self._publish(loaded, time.monotonic() - started_s)
+        loaded, copy = await self._open(source, openings, evict=evict)
+        return self._publish(loaded, copy)
 
     async def replace(
         self, sources: Sequence[ModelSource], *, drain_s: float
     ) -> list[asyncio.Task[None]]:
         """Serves ``sources``, versions of one model, instead of what is served of it now.
 
-        All are in memory before one is published, and the old ones leave after that. Requests
-        that were admitted finish on their version, within ``drain_s``.
+        All are in memory before one is published, and the old ones leave after that, or stand by
+        while the new ones are watched. Requests that were admitted finish on their version, within
+        ``drain_s``.
 
         Returns:
             What is still to be waited for until the old ones are gone.
@@ -132,197 +177,310 @@ class ModelManager:
         Raises:
             HeadraceError: one of them cannot be served; then nothing has changed.
         """
-        started_s = time.monotonic()
+        name = sources[0].name
+        catalog = self._engine.catalog
+        self._end_standby(name, drain_s)
+        before = [each for each in catalog.served() if each.name == name]
+        like = max(before, key=lambda each: each.health.answered, default=None)
         outcomes = await asyncio.gather(
-            *(self._open(source) for source in sources), return_exceptions=True
+            *(self._open(source, before=like) for source in sources), return_exceptions=True
         )
-        loaded = [each for each in outcomes if isinstance(each, _Loaded)]
+        opened = [each for each in outcomes if not isinstance(each, BaseException)]
         for error in [each for each in outcomes if isinstance(each, BaseException)]:
-            for each in loaded:
-                await asyncio.to_thread(each.served.loaded.unload)
-                self._show(each.served, "UNAVAILABLE", "another version could not be loaded")
+            for loaded, copy in opened:
+                await asyncio.to_thread(loaded.served.loaded.unload)
+                self.histories.failed(copy, "another version could not be loaded")
             raise error
-        before = [each for each in self._engine.catalog.served() if each.name == sources[0].name]
-        for each in loaded:
-            self._publish(each, time.monotonic() - started_s)
+        self.forget_absent(name)
+        newcomers = [self._publish(loaded, copy) for loaded, copy in opened]
+        if is_watched(newcomers, before):
+            self._stand_by(name, before, newcomers, drain_s)
+            return []
         return [self.retire(served, drain_s=drain_s) for served in before]
 
-    def retire(self, served: ServedModel, *, drain_s: float) -> asyncio.Task[None]:
-        """No new request reaches ``served``; it is unloaded when those it has are answered.
+    async def _open(
+        self,
+        source: ModelSource,
+        openings: Openings | None = None,
+        *,
+        evict: bool = True,
+        before: ServedModel | None = None,
+    ) -> tuple[Loaded, int]:
+        copy = self.histories.begin(source.name, source.version)
+        loop = asyncio.get_running_loop()
 
-        Those that still wait after ``drain_s`` are refused. What runs is waited for.
-        """
-        self._engine.catalog.withdraw(served, "UNLOADING", "")
-        task = asyncio.create_task(self._retire(served, drain_s))
-        self._retiring[served] = task
-        task.add_done_callback(lambda _: self._retiring.pop(served, None))
-        return task
+        def tell(phase: str) -> None:
+            loop.call_soon_threadsafe(self.histories.step, copy, phase)
 
-    async def _retire(self, served: ServedModel, drain_s: float) -> None:
-        if not await _idle(served, drain_s):
-            _LOG.warning(
-                "model %s version %s is unloaded with requests waiting for more than %g s",
-                served.name,
-                served.version,
-                drain_s,
-            )
-        await self._keep_costs(served)
-        self._engine.remove_model(served)
-        await _idle(served, None)
-        if served in self._finishing:  # measuring runs the model too
-            await asyncio.wait({self._finishing[served]})
-        del self._retiring[served]
-        await asyncio.to_thread(served.loaded.unload)
-        catalog = self._engine.catalog
-        if not catalog.is_routed(served.name, served.version):
-            catalog.set_status(served.name, served.version, "UNAVAILABLE", UNLOADED)
-            self._instrument.model_unloaded(served.name, served.version)
-        _LOG.info("model %s version %s unloaded", served.name, served.version)
-
-    def _show(self, source: ModelSource | ServedModel, state: str, reason: str = "") -> None:
-        """What the index says, unless another copy of the version is serving."""
-        catalog = self._engine.catalog
-        if not catalog.is_routed(source.name, source.version):
-            catalog.set_status(source.name, source.version, state, reason)
-
-    async def _open(self, source: ModelSource, openings: Openings | None = None) -> _Loaded:
-        self._show(source, "LOADING")
         try:
             assembly.check_workers(source, self._workers)
-            if not self._hop_ns:
-                self._hop_ns = await measure_hop_ns(asyncio.get_running_loop())
             async with self._parallel:
-                if openings is None:
-                    loaded = await asyncio.to_thread(self._load, source)
-                else:
-                    opened = await openings.of(source)
-                    loaded = await asyncio.to_thread(self._measure, opened)
+                if self._residency.budget_bytes and not source.config.ensemble:
+                    self.histories.step(copy, "placing")
+                    await self._make_room(source, evict=evict)
+                loaded = await self._loader.load(source, openings, tell=tell, before=before)
+                if self._residency.budget_bytes:  # what building it took on top
+                    await asyncio.to_thread(memory.give_back)
             if loaded.served.steps:
                 assembly.attach_ensemble(loaded.served, self._engine.catalog, self._ensembles)
         except HeadraceError as error:
-            self._show(source, "UNAVAILABLE", error.message)
+            self.histories.failed(copy, error.message)
             raise
-        return loaded
+        except BaseException as error:
+            self.histories.failed(copy, f"{type(error).__name__}: {error}")
+            raise
+        self._load_ns[source.name, source.version] = loaded.took_ns
+        self._sizes[source.name, source.version] = loaded.served.size_bytes
+        return loaded, copy
 
-    def _publish(self, loaded: _Loaded, seconds: float) -> ServedModel:
-        served = loaded.served
+    def _publish(self, loaded: Loaded, copy: int) -> ServedModel:
+        served, source = loaded.served, loaded.source
         attach_sequences(self._engine, served)
+        place = Place(source, copy, loaded.took_ns, loaded.store_key, self._engine.now_ns())
+        self._residency.places[served] = place
+        self._absent.pop((served.name, served.version), None)
+        catalog = self._engine.catalog
+        if served.config.aliases and not catalog.aliases(served.name):
+            catalog.set_aliases(served.name, served.config.aliases)
         self._engine.add_model(served, loaded.profile)
-        self._instrument.model_loaded(served.name, served.version, seconds)
-        _log_loaded(loaded, seconds)
+        self.histories.loaded(copy, loaded.how)
+        self._listen(served, copy)
+        self._instrument.model_loaded(served.name, served.version, loaded.took_ns / 1e9)
+        loaded.log()
         endings.warn_of_slo(served, loaded.profile.row_ns)
-        self._keys[served] = loaded.store_key
         task = asyncio.create_task(self._finish(loaded))
         self._finishing[served] = task
         task.add_done_callback(lambda _: self._finishing.pop(served, None))
         return served
 
-    async def _finish(self, loaded: _Loaded) -> None:
+    def _listen(self, served: ServedModel, copy: int) -> None:
+        """Crashes and restarts of its processes go into its history."""
+        if hasattr(served.loaded, "on_event"):
+            loop = asyncio.get_running_loop()
+
+            def heard(line: str) -> None:
+                try:
+                    loop.call_soon_threadsafe(self.histories.note, copy, line)
+                except RuntimeError:
+                    pass  # the loop is closed: nobody reads histories any more
+
+            served.loaded.on_event = heard
+
+    async def _finish(self, loaded: Loaded) -> None:
         """What need not be done before the model serves, one thing after another."""
-        keep: Callable[[], None] | None = getattr(loaded.served.loaded, "keep_compiled", None)
+        served = loaded.served
+        keep: Callable[[], None] | None = getattr(served.loaded, "keep_compiled", None)
         if keep is not None:
             await asyncio.to_thread(keep)
-        if loaded.profile.reason == MEASURED_IN_PART and loaded.served.loaded.concurrency > 1:
-            await self._refine(loaded)
+        if loaded.profile.reason == MEASURED_IN_PART and served.loaded.concurrency > 1:
+            profile = await asyncio.to_thread(self._loader.refine, loaded)
+            self._engine.set_profile(served, profile)
+
+    # -- leaving -----------------------------------------------------------------------------
+
+    def retire(self, served: ServedModel, *, drain_s: float, why: str = "") -> asyncio.Task[None]:
+        """No new request reaches ``served``; it is unloaded when those it has are answered.
+
+        Those that still wait after ``drain_s`` are refused. What runs is waited for.
+        """
+        return self._departures.begin(served, self._copy_of(served), drain_s, why)
+
+    async def _left(self, served: ServedModel) -> None:
+        """The last request of a model that leaves is answered: nothing may run it any more."""
+        if served in self._finishing:  # measuring runs the model too
+            await asyncio.wait({self._finishing[served]})
+
+    async def _keep_costs(self, served: ServedModel) -> None:
+        known = self._residency.places.get(served)
+        if known is not None:
+            costs = costs_of(served, self._engine.statistics())
+            await asyncio.to_thread(self._loader.keep, known.store_key, served, costs)
+
+    def _copy_of(self, served: ServedModel) -> int:
+        known = self._residency.places.get(served)
+        if known is None:  # it was published by somebody else
+            copy = self.histories.adopt(served.name, served.version)
+            known = Place(None, copy, 0, "", self._engine.now_ns())
+            self._residency.places[served] = known
+        return known.copy
 
     async def close(self) -> None:
         """Unloads every model. The engine must have been drained and closed."""
+        self.lobby.close()
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+        standing: list[ServedModel] = []
+        for standby in self._standbys.values():
+            standby.end()
+            standing += standby.before
         finishing = tuple(self._finishing.values())
         for task in finishing:
             task.cancel()
         await asyncio.gather(*finishing, return_exceptions=True)
-        for served in tuple(self._keys):
+        for served in tuple(self._residency.places):
             await self._keep_costs(served)
-        leaving = tuple(self._retiring)
-        for retiring in tuple(self._retiring.values()):
-            retiring.cancel()
-        for served in (*leaving, *self._engine.catalog.served()):
+        leaving = self._departures.cancel()
+        for served in (*leaving, *standing, *self._engine.catalog.served()):
             await asyncio.to_thread(served.loaded.unload)
             self._instrument.model_unloaded(served.name, served.version)
 
-    # -- in a loading thread -----------------------------------------------------------------
+    # -- newcomers on probation ----------------------------------------------------------------
 
-    def _load(self, source: ModelSource) -> _Loaded:
-        return self._measure(open_model(source, self._cache_dir, self._compiled_bytes))
-
-    def _measure(self, opened: Opened) -> _Loaded:
-        """What is still to be known before an opened model can be served."""
-        model = opened.model
-        try:
-            served = assembly.served_of(opened)
-            stored = self._profile(served, opened)
-            assembly.warm(served, opened.source, stored.profile)
-            if self._shares_answers and served.config.response_cache:
-                served.fingerprint = assembly.fingerprint_of(opened.source)
-        except BaseException:
-            model.unload()
-            raise
-        return _Loaded(served, stored, opened.store_key)
-
-    def _profile(self, served: ServedModel, opened: Opened) -> StoredProfile:
-        """What is known of its batches: trusted, remembered or measured now."""
-        trusted = assembly.trusted_profile(served)
-        if trusted is not None:
-            return StoredProfile(opened.runtime, opened.instances, trusted)
-        stored = opened.stored
-        if stored is None:
-            budget_ns = max(_CALIBRATION_MIN_NS, int(opened.spent_ns * _CALIBRATION_SHARE))
-            profile = calibrate(
-                served.loaded, served.padding, hop_ns=self._hop_ns, budget_ns=budget_ns
-            )
-            stored = StoredProfile(opened.runtime, opened.instances, profile)
-            self._profiles.save(opened.store_key, stored)
-        profile = assembly.as_declared(served, stored.profile)
-        return StoredProfile(stored.runtime, stored.instances, profile)
-
-    async def _keep_costs(self, served: ServedModel) -> None:
-        """Writes down what was learnt of its batches: a restart is not a cold start."""
-        key = self._keys.pop(served, "")
-        costs = costs_of(served, self._engine.statistics())
-        if key and costs:
-            await asyncio.to_thread(self._profiles.save_costs, key, costs)
-
-    async def _refine(self, loaded: _Loaded) -> None:
-        served = loaded.served
-        profile = await asyncio.to_thread(
-            calibrate,
-            served.loaded,
-            served.padding,
-            hop_ns=self._hop_ns,
-            budget_ns=_REFINE_NS,
+    def _stand_by(
+        self,
+        name: str,
+        before: Sequence[ServedModel],
+        newcomers: Sequence[ServedModel],
+        drain_s: float,
+    ) -> None:
+        for served in before:
+            copy = self._copy_of(served)
+            why = f"version {newcomers[0].version} is watched"
+            self._engine.catalog.withdraw(served, "UNLOADING", why)
+            self.histories.unload(copy, why)
+            self.histories.step(copy, "standby")
+        self._standbys[name] = Standby(
+            before,
+            newcomers,
+            over=partial(self._end_standby, name, drain_s),
+            breached=lambda reason: self.on_breach(name, reason),
         )
-        self._engine.set_profile(served, profile)
-        stored = StoredProfile(served.runtime, loaded.stored.instances, profile)
-        await asyncio.to_thread(self._profiles.save, loaded.store_key, stored)
 
+    def _end_standby(self, name: str, drain_s: float) -> list[asyncio.Task[None]]:
+        standby = self._standbys.pop(name, None)
+        if standby is None:
+            return []
+        standby.end()
+        return [self.retire(served, drain_s=drain_s) for served in standby.before]
 
-async def _idle(served: ServedModel, timeout_s: float | None) -> bool:
-    """Waits until no request and no batch of the model is under way; False: it took too long."""
-    idle = asyncio.Event()
-    served.on_idle = idle.set
-    try:
-        async with asyncio.timeout(timeout_s):
-            while served.busy:
-                idle.clear()
-                await idle.wait()
-    except TimeoutError:
-        return False
-    finally:
-        served.on_idle = None
-    return True
+    def stands_by(self, name: str) -> bool:
+        """Whether what a model's newest version replaced is still in memory."""
+        return name in self._standbys
 
+    def roll_back(self, name: str, reason: str, *, drain_s: float) -> list[asyncio.Task[None]]:
+        """What the newest version replaced answers again, from this moment on.
 
-def _log_loaded(loaded: _Loaded, seconds: float) -> None:
-    served, profile = loaded.served, loaded.profile
-    _LOG.info(
-        "model %s version %s ready in %.2f s: %s, %s",
-        served.name,
-        served.version,
-        seconds,
-        served.runtime,
-        f"batches up to {profile.batch_tokens} tokens"
-        if profile.batch_tokens
-        else f"batches up to {profile.max_rows} rows"
-        if profile.batchable
-        else f"one request at a time ({profile.reason or 'as declared'})",
-    )
+        Raises:
+            InvalidRequest: it is not in memory any more.
+        """
+        standby = self._standbys.pop(name, None)
+        if standby is None:
+            raise InvalidRequest(
+                f"model '{name}' has no earlier version in memory",
+                code="nothing_to_roll_back",
+                model=name,
+            )
+        standby.end()
+        _LOG.warning("model %s goes back to the version before: %s", name, reason)
+        for served in standby.before:
+            self._engine.catalog.publish(served)
+            self.histories.recall(self._copy_of(served), reason)
+        told = f"taken back: {reason}"
+        return [self.retire(served, drain_s=drain_s, why=told) for served in standby.newcomers]
+
+    def _roll_back_here(self, name: str, reason: str) -> None:
+        if name in self._standbys:
+            self.roll_back(name, reason, drain_s=_EVICT_DRAIN_S)
+
+    # -- in and out of memory --------------------------------------------------------------------
+
+    def leave_absent(self, source: ModelSource) -> None:
+        """Known, and loaded when it is asked for."""
+        catalog = self._engine.catalog
+        if source.config.aliases and not catalog.aliases(source.name):
+            catalog.set_aliases(source.name, source.config.aliases)
+        self._absent[source.name, source.version] = source
+        catalog.set_absent(source.name, source.version)
+
+    def forget_absent(self, name: str) -> None:
+        """A model that is not in memory is not brought back any more."""
+        for key in [key for key in self._absent if key[0] == name]:
+            del self._absent[key]
+        self._engine.catalog.forget_absent(name)
+
+    async def bring(self, name: str, version: str) -> None:
+        """Loads a version that is absent, what it is made of first.
+
+        Raises:
+            HeadraceError: it cannot be loaded, or there is no room; it stays absent.
+        """
+        source = self._absent.get((name, version))
+        if source is None:
+            return  # somebody else has brought it
+        for step in source.config.ensemble:
+            for key in [key for key in self._absent if key[0] == step.model]:
+                await self.bring(*key)
+        try:
+            await self.load(source)
+        except HeadraceError:
+            if (name, version) in self._absent:
+                self._engine.catalog.set_absent(name, version)
+            raise
+
+    async def evict(self, served: ServedModel, why: str) -> None:
+        """Out of memory, until it is asked for again."""
+        source = self._residency.places[served].source
+        gone = self.retire(served, drain_s=_EVICT_DRAIN_S, why=why)
+        if source is not None:
+            self._absent[served.name, served.version] = source
+            self._engine.catalog.set_absent(served.name, served.version)
+        await asyncio.wait({gone})
+        if (served.name, served.version) in self._absent:
+            self._engine.catalog.set_absent(served.name, served.version)
+
+    async def _make_room(self, source: ModelSource, *, evict: bool) -> None:
+        """Raises ModelLoadError where there is none to be had."""
+        known = self._sizes.get((source.name, source.version), 0)
+        needed = known or await asyncio.to_thread(self._loader.known_bytes, source)
+        residency = self._residency
+        used = await asyncio.to_thread(residency.used_bytes)
+        plan = residency.plan(needed, used)
+        if plan.evict and self._standbys:  # what only stands by goes first
+            gone = [t for name in tuple(self._standbys) for t in self._end_standby(name, 1.0)]
+            await asyncio.wait(gone)
+            used = await asyncio.to_thread(residency.used_bytes)
+            plan = residency.plan(needed, used)
+        if not plan.fits or (plan.evict and not evict):
+            raise residency.refusal(source, needed, used, plan)
+        for served in residency.by_label(plan.evict):
+            if served not in self._departures:
+                await self.evict(served, f"makes room for {source.name}")
+
+    def _is_lazy(self, source: ModelSource) -> bool:
+        if source.config.residency.load == "lazy":
+            return True
+        absent = {name for name, _ in self._absent}
+        return any(step.model in absent for step in source.config.ensemble)
+
+    def _terms(self, name: str, version: str) -> ResidencyConfig:
+        source = self._absent.get((name, version))
+        return ResidencyConfig() if source is None else source.config.residency
+
+    def _expected_ns(self, name: str, version: str) -> int:
+        return self._load_ns.get((name, version), 0)
+
+    def pin(self, name: str, *, pinned: bool) -> None:
+        """Whether a model may leave memory to make room, or because nobody asks for it."""
+        self._residency.pin(name, pinned)
+
+    def _keep_house(self, sources: Sequence[ModelSource]) -> None:
+        idle_ns = [s.config.residency.idle_unload_ns for s in sources]
+        shortest_ns = min((each for each in idle_ns if each), default=0)
+        if self._housekeeping is None and (shortest_ns or self._residency.budget_bytes):
+            pause_s = min(_HOUSEKEEPING_S, shortest_ns / 1e10 or _HOUSEKEEPING_S)
+            self._housekeeping = asyncio.create_task(self._look_after(max(0.02, pause_s)))
+
+    async def _look_after(self, pause_s: float) -> None:
+        while True:
+            await asyncio.sleep(pause_s)
+            self._residency.tick()
+            for served in self._residency.idle():
+                if served not in self._departures and self._is_current(served):
+                    await self.evict(served, "nobody asked for it")
+
+    def _is_current(self, served: ServedModel) -> bool:
+        return served in self._engine.catalog.served()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Every version known, as ``headrace models list`` shows it."""
+        return describe(self._engine.catalog, self._residency, self.histories, self.lobby)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -67,17 +67,29 @@ class Openings:
         }
         pool.shutdown(wait=False)  # takes no more; ends when these are done
 
+    def has(self, source: ModelSource) -> bool:
+        """Whether it is one of them, and not yet taken."""
+        return (source.name, source.version) in self._futures
+
     async def of(self, source: ModelSource) -> Opened:
         """Waits for one of the sources. Raises as :func:`open_model`."""
-        return await asyncio.wrap_future(self._futures[source.name, source.version])
+        return await asyncio.wrap_future(self._futures.pop((source.name, source.version)))
 
 
 def open_model(
-    source: ModelSource, cache_dir: Path, compiled_bytes: int = COMPILED_CACHE_BYTES
+    source: ModelSource,
+    cache_dir: Path,
+    compiled_bytes: int = COMPILED_CACHE_BYTES,
+    *,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Opened:
     """Prepares, checks and loads one version. Blocks; any thread.
 
-    ``compiled_bytes``: that compiled models may take in the cache; 0 keeps none.
+    Args:
+        source: what and where.
+        cache_dir: of graphs, compiled models, measurements.
+        compiled_bytes: that compiled models may take in the cache; 0 keeps none.
+        tell: told of each phase as it begins.
 
     Raises:
         ModelLoadError, MissingExtra, ConfigError: why it cannot be served.
@@ -85,6 +97,7 @@ def open_model(
     started_ns = time.monotonic_ns()
     if source.format == "ensemble":
         return _open_ensemble(source)
+    tell("verifying")
     source = prepare(source, cache_dir)
     external: Sequence[str] = ()
     if source.format == "onnx":
@@ -101,6 +114,7 @@ def open_model(
         config=source.config,
         compiled=compiled,
     )
+    tell("loading")
     key, stored = _remembered(source, ProfileStore(cache_dir / PROFILES))
     runtime, instances, model = _start(source, artifact, stored)
     spent_ns = time.monotonic_ns() - started_ns

@@ -10,24 +10,33 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from headrace.core.events import LearntCost
+from headrace.engine.health import Shapes
 from headrace.engine.served import Profile
 from headrace.runtimes.base import InstanceConfig
 
 _LOG = logging.getLogger("headrace.engine")
-_FORMAT = 3
+_FORMAT = 4
+
+SHAPES_KEPT = 8
+"""Of the batches that came most often; a start runs them before the model is ready."""
 
 
 class StoredProfile(msgspec.Struct, frozen=True):
-    """What is kept: the runtime and the threads that won, and what was measured with them."""
+    """What is kept: the runtime and the threads that won, and what was measured with them.
+
+    ``shapes``: of the batches that came most often.
+    """
 
     runtime: str
     instances: InstanceConfig
     profile: Profile
+    shapes: tuple[Shapes, ...] = ()
 
 
 class ProfileStore:
@@ -63,12 +72,15 @@ class ProfileStore:
         except OSError as error:
             _LOG.warning("could not keep the measured profile in %s: %s", self._folder, error)
 
-    def save_costs(self, key: str, costs: dict[int, LearntCost]) -> None:
+    def save_learnt(self, key: str, costs: dict[int, LearntCost], shapes: Sequence[Shapes]) -> None:
         """Adds what was learnt since to what was measured; nothing where nothing was."""
         stored = self.load(key)
-        if stored is not None:
-            profile = msgspec.structs.replace(stored.profile, costs=costs)
-            self.save(key, msgspec.structs.replace(stored, profile=profile))
+        if stored is not None and (costs or shapes):
+            profile = stored.profile
+            if costs:
+                profile = msgspec.structs.replace(profile, costs=costs)
+            kept = tuple(shapes[:SHAPES_KEPT]) or stored.shapes
+            self.save(key, msgspec.structs.replace(stored, profile=profile, shapes=kept))
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.json"

@@ -1,0 +1,214 @@
+"""One version on its way into memory: opened, measured, warmed; everything before it is published.
+
+Most of it happens in a loading thread. Nobody can ask for the model yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from headrace.core.events import LearntCost
+from headrace.engine import assembly
+from headrace.engine.calibrate import calibrate
+from headrace.engine.health import Shapes
+from headrace.engine.instances import measure_hop_ns
+from headrace.engine.memory import Meter, processes_bytes
+from headrace.engine.opening import PROFILES, Opened, Openings, open_model
+from headrace.engine.profiles import ProfileStore, StoredProfile
+from headrace.engine.served import Profile, ServedModel
+from headrace.engine.shadow import shadow_warm
+from headrace.repository.base import ModelSource
+
+_LOG = logging.getLogger("headrace.engine")
+
+_CALIBRATION_MIN_NS = 60_000_000
+_CALIBRATION_SHARE = 0.15
+"""Before a model is ready, at most this share of its loading time goes into measuring."""
+
+_REFINE_NS = 3_000_000_000
+"""What was not measured before the model was ready is measured in the background."""
+
+_RECORDED_S = 0.1
+"""A start replays recorded shapes for so long at most: who waits for it waits for this too."""
+
+Tell = Callable[[str], None]
+"""Told of each phase (``core.lifecycle.LOADING_PHASES``) as it begins; any thread."""
+
+
+def _nobody(phase: str) -> None:
+    del phase
+
+
+class Loaded(msgspec.Struct, eq=False):
+    """What loading gave. ``took_ns``: from its turn to here; ``stored``: what was measured."""
+
+    served: ServedModel
+    source: ModelSource
+    stored: StoredProfile
+    store_key: str
+    took_ns: int = 0
+
+    @property
+    def profile(self) -> Profile:
+        """What was measured."""
+        return self.stored.profile
+
+    @property
+    def how(self) -> str:
+        """The runtime and how large batches may be, in words."""
+        profile = self.profile
+        batches = (
+            f"batches up to {profile.batch_tokens} tokens"
+            if profile.batch_tokens
+            else f"batches up to {profile.max_rows} rows"
+            if profile.batchable
+            else f"one request at a time ({profile.reason or 'as declared'})"
+        )
+        return f"{self.served.runtime}, {batches}"
+
+    def log(self) -> None:
+        """Says that it is ready, after how long, and how it runs."""
+        name, version = self.served.name, self.served.version
+        seconds = self.took_ns / 1e9
+        _LOG.info("model %s version %s ready in %.2f s: %s", name, version, seconds, self.how)
+
+
+class Loader:
+    """Loads versions; publishes nothing.
+
+    Args:
+        shares_answers: whether answers are kept for other servers, which need to know a model by
+            its content.
+    """
+
+    def __init__(self, cache_dir: Path, compiled_bytes: int, *, shares_answers: bool) -> None:
+        self._cache_dir = cache_dir
+        self._compiled_bytes = compiled_bytes
+        self._shares_answers = shares_answers
+        self._profiles = ProfileStore(cache_dir / PROFILES)
+        self._meter = Meter()
+        self._hop_ns = 0
+
+    async def load(
+        self,
+        source: ModelSource,
+        openings: Openings | None = None,
+        *,
+        tell: Tell = _nobody,
+        before: ServedModel | None = None,
+    ) -> Loaded:
+        """One version into memory.
+
+        Args:
+            source: which.
+            openings: where it is being opened already, perhaps.
+            tell: told of phases.
+            before: what it is to replace, whose shapes it runs first.
+
+        Raises:
+            ModelLoadError, MissingExtra, ConfigError: why it cannot be served.
+        """
+        if not self._hop_ns:
+            self._hop_ns = await measure_hop_ns(asyncio.get_running_loop())
+        started_ns = time.monotonic_ns()
+        if openings is not None and openings.has(source):
+            tell("loading")
+            opened = await openings.of(source)
+            loaded = await asyncio.to_thread(self._finish, opened, tell, before)
+        else:
+            loaded = await asyncio.to_thread(self._load, source, tell, before)
+        loaded.took_ns = time.monotonic_ns() - started_ns
+        return loaded
+
+    def known_bytes(self, source: ModelSource) -> int:
+        """What it took when it was loaded before; of its files where it never was. Blocks."""
+        size = source.path.stat().st_size if source.path.is_file() else 0
+        if source.format == "onnx":
+            size = sum(each.stat().st_size for each in source.folder.glob(f"{source.path.name}*"))
+        elif source.format == "openvino":
+            size += source.path.with_suffix(".bin").stat().st_size
+        elif source.path.is_dir() or source.format == "safetensors":
+            size = sum(each.stat().st_size for each in source.path.parent.glob("*.safetensors"))
+        return size
+
+    def keep(self, key: str, served: ServedModel, costs: dict[int, LearntCost]) -> None:
+        """Writes down what was learnt of its batches: a restart is not a cold start. Blocks."""
+        if key:
+            self._profiles.save_learnt(key, costs, served.health.shapes())
+
+    def refine(self, loaded: Loaded) -> Profile:
+        """Measures what there was no time for. Blocks for seconds."""
+        served = loaded.served
+        profile = calibrate(
+            served.loaded, served.padding, hop_ns=self._hop_ns, budget_ns=_REFINE_NS
+        )
+        stored = StoredProfile(served.runtime, loaded.stored.instances, profile)
+        self._profiles.save(loaded.store_key, stored)
+        return profile
+
+    # -- in a loading thread -----------------------------------------------------------------
+
+    def _load(self, source: ModelSource, tell: Tell, before: ServedModel | None) -> Loaded:
+        reading = self._meter.begin()
+        try:
+            opened = open_model(source, self._cache_dir, self._compiled_bytes, tell=tell)
+            loaded = self._finish(opened, tell, before)
+        finally:
+            took = self._meter.end(reading)
+        served = loaded.served
+        pids: Callable[[], tuple[int, ...]] | None = getattr(served.loaded, "process_ids", None)
+        if pids is not None:
+            served.size_bytes = processes_bytes(pids())
+        else:
+            served.size_bytes = self.known_bytes(source) if took is None else max(took, 1)
+        return loaded
+
+    def _finish(self, opened: Opened, tell: Tell, before: ServedModel | None) -> Loaded:
+        """What is still to be known before an opened model can be served."""
+        model = opened.model
+        try:
+            served = assembly.served_of(opened)
+            stored = self._profile(served, opened, tell)
+            tell("warming")
+            assembly.warm(served, opened.source, stored.profile)
+            self._shadow(served, opened, before)
+            if self._shares_answers and served.config.response_cache:
+                served.fingerprint = assembly.fingerprint_of(opened.source)
+        except BaseException:
+            model.unload()
+            raise
+        return Loaded(served, opened.source, stored, opened.store_key)
+
+    def _shadow(self, served: ServedModel, opened: Opened, before: ServedModel | None) -> None:
+        shapes: Sequence[Shapes]
+        if before is not None:
+            shapes, seconds = before.health.shapes(), served.config.rollout.shadow_warm_s
+        else:
+            shapes = opened.stored.shapes if opened.stored is not None else ()
+            seconds = min(_RECORDED_S, served.config.rollout.shadow_warm_s)
+        served.health.remember(shapes)
+        if shapes and seconds:
+            shadow_warm(served, shapes, before, seconds)
+
+    def _profile(self, served: ServedModel, opened: Opened, tell: Tell) -> StoredProfile:
+        """What is known of its batches: trusted, remembered or measured now."""
+        trusted = assembly.trusted_profile(served)
+        if trusted is not None:
+            return StoredProfile(opened.runtime, opened.instances, trusted)
+        stored = opened.stored
+        if stored is None:
+            tell("measuring")
+            budget_ns = max(_CALIBRATION_MIN_NS, int(opened.spent_ns * _CALIBRATION_SHARE))
+            profile = calibrate(
+                served.loaded, served.padding, hop_ns=self._hop_ns, budget_ns=budget_ns
+            )
+            stored = StoredProfile(opened.runtime, opened.instances, profile)
+            self._profiles.save(opened.store_key, stored)
+        profile = assembly.as_declared(served, stored.profile)
+        return msgspec.structs.replace(stored, profile=profile)
