@@ -176,7 +176,14 @@ def _serve_alone(args: argparse.Namespace, config: Config) -> int:
     _tell_notes(found)
     listeners, server = ports.listen(config.server)
     config = msgspec.structs.replace(config, server=server)
-    openings = Openings(found.models, cache_folder(config, os.environ), config.compiled_cache_bytes)
+    # With a budget each waits for its room; lazy ones wait for somebody who asks.
+    eager = [m for m in found.models if m.config.residency.load == "eager"]
+    openings = Openings(
+        [] if config.memory_budget_bytes else eager,
+        cache_folder(config, os.environ),
+        config.compiled_cache_bytes,
+        config.server.parallel_loads,
+    )
     # The models are on their way: time to import what will serve them.
     import uvloop
 

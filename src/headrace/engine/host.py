@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from headrace.errors import HeadraceError, InferenceFailed, ModelNotFound
+from headrace.engine.lobby import Waiting
+from headrace.errors import HeadraceError, InferenceFailed, ModelAbsent, ModelNotFound
 from headrace.runtimes.host import HostReply, Measurement
 from headrace.types import InferenceRequest
 
@@ -61,17 +62,23 @@ class _Called:
     def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
         self._engine = engine
         self._loop = loop
-        self._ticket: Ticket | None = None
+        self._ticket: Ticket | Waiting | None = None
 
     def begin(self, request: InferenceRequest, reply: HostReply) -> None:
         """On the loop."""
         try:
-            self._ticket = self._engine.submit(request, reply, nested=True)
+            self._submit(request, reply)
         except HeadraceError as error:
             reply.fail(error)
         except Exception as error:  # noqa: BLE001 - or the model would wait for ever
             _LOG.exception("a call of a model to %s failed", request.model_name)
             reply.fail(InferenceFailed(f"the call failed: {type(error).__name__}: {error}"))
+
+    def _submit(self, request: InferenceRequest, reply: HostReply) -> None:
+        try:
+            self._ticket = self._engine.submit(request, reply, nested=True)
+        except ModelAbsent as absent:
+            self._ticket = Waiting(self._engine, absent, request, reply, nested=True)
 
     def cancel(self) -> None:
         """See ``HostCalled``."""

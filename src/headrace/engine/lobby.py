@@ -13,9 +13,14 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 from headrace.errors import HeadraceError, ModelAbsent, ModelNotReady, Overloaded
 from headrace.lifetimes import ResidencyConfig
+from headrace.types import InferenceRequest
+
+if TYPE_CHECKING:
+    from headrace.engine.inflight import Reply, Ticket
 
 _LOG = logging.getLogger("headrace.engine")
 
@@ -178,3 +183,72 @@ def _could_not(key: tuple[str, str], error: HeadraceError, retry_after_ns: int) 
         model=key[0],
         version=key[1],
     )
+
+
+class Submitter(Protocol):
+    """What a request needs of the engine."""
+
+    lobby: Lobby | None
+
+    def submit(self, request: InferenceRequest, reply: Reply, *, nested: bool = False) -> Ticket:
+        """See ``Engine.submit``."""
+        ...
+
+
+class Waiting:
+    """A request that is submitted as soon as its model is there; stands for its ticket.
+
+    Args:
+        engine: where it goes.
+        absent: why it has to wait.
+        request: decoded already.
+        reply: answered in any case.
+        nested: as in ``Engine.submit``.
+        then: told of the ticket, once there is one.
+
+    Raises:
+        CapacityError: it may not wait.
+    """
+
+    def __init__(
+        self,
+        engine: Submitter,
+        absent: ModelAbsent,
+        request: InferenceRequest,
+        reply: Reply,
+        *,
+        nested: bool = False,
+        then: Callable[[Ticket], None] = lambda _: None,
+    ) -> None:
+        self._engine = engine
+        self._request = request
+        self._reply = reply
+        self._nested = nested
+        self._then = then
+        self._ticket: Ticket | None = None
+        self._leave = self._wait(absent)
+
+    def cancel(self) -> None:
+        """Nobody wants the answer any more."""
+        if self._ticket is not None:
+            self._ticket.cancel()
+        else:
+            self._leave()
+
+    def _wait(self, absent: ModelAbsent) -> Callable[[], None]:
+        if self._engine.lobby is None:
+            raise absent
+        return self._engine.lobby.wait(absent, self._again, self._reply.fail)
+
+    def _again(self) -> None:
+        try:
+            self._ticket = self._engine.submit(self._request, self._reply, nested=self._nested)
+        except ModelAbsent as absent:  # it had to leave again in the meantime
+            try:
+                self._leave = self._wait(absent)
+            except HeadraceError as error:
+                self._reply.fail(error)
+        except HeadraceError as error:
+            self._reply.fail(error)
+        else:
+            self._then(self._ticket)

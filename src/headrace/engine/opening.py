@@ -57,8 +57,9 @@ class Openings:
         sources: Sequence[ModelSource],
         cache_dir: Path,
         compiled_bytes: int = COMPILED_CACHE_BYTES,
+        parallel: int = PARALLEL_LOADS,
     ) -> None:
-        pool = ThreadPoolExecutor(PARALLEL_LOADS, thread_name_prefix="headrace-open")
+        pool = ThreadPoolExecutor(parallel, thread_name_prefix="headrace-open")
         self._futures = {
             (source.name, source.version): pool.submit(
                 open_model, source, cache_dir, compiled_bytes

@@ -8,7 +8,7 @@ import numpy as np
 
 from headrace.clock import MonotonicClock
 from headrace.engine.engine import Engine
-from headrace.errors import HeadraceError, ModelNotFound
+from headrace.errors import HeadraceError, ModelAbsent, ModelNotFound
 from headrace.frontends.codecs import openai as codec
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.openapi import EMBEDDING
@@ -34,6 +34,8 @@ class EmbeddingsRoute:
         """Decodes, submits, and answers when the engine has."""
         try:
             self._submit(exchange)
+        except ModelAbsent:
+            raise  # it waits for the model
         except HeadraceError as error:
             exchange.respond_error(error, openai_error_body)
 

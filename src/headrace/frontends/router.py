@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Callable
 
+from headrace.engine.lobby import Lobby
+from headrace.errors import HeadraceError, ModelAbsent
 from headrace.frontends import openai
 from headrace.frontends.asgi_bridge import AsgiBridge
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.generate import GenerateRoute
 from headrace.frontends.openai import EmbeddingsRoute
+from headrace.frontends.status import openai_error_body, v2_error_body
 from headrace.frontends.v1_predict import PredictRoute
 from headrace.frontends.v2_infer import InferRoute
+
+_LOG = logging.getLogger("headrace.http")
 
 _AUTHORITY = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 
@@ -25,12 +32,15 @@ class Router:
         predict: PredictRoute,
         generate: GenerateRoute,
         rest: AsgiBridge,
+        *,
+        lobby: Callable[[], Lobby | None] = lambda: None,
     ) -> None:
         self._infer = infer
         self._embeddings = embeddings
         self._predict = predict
         self._generate = generate
         self._rest = rest
+        self._lobby = lobby
 
     def handle(self, exchange: Exchange) -> None:
         """Answers the exchange, now or later.
@@ -38,6 +48,12 @@ class Router:
         Raises:
             HeadraceError: the lane answers with it.
         """
+        try:
+            self._route(exchange)
+        except ModelAbsent as absent:
+            self._wait(exchange, absent)
+
+    def _route(self, exchange: Exchange) -> None:
         head = exchange.head
         route = head.route
         if route is not None:  # an inference request whose head has been here before
@@ -50,7 +66,7 @@ class Router:
             if head.route is not None:
                 self._infer.handle(exchange, *head.route)
                 return
-            if head.target.partition(b"?")[0] == openai.TARGET:
+            if _is_openai(exchange):
                 self._embeddings.handle(exchange)
                 return
             generated = self._generate.match(head.target)
@@ -62,6 +78,36 @@ class Router:
                 self._predict.handle(exchange, model)
                 return
         self._rest.handle(exchange)
+
+    def _wait(self, exchange: Exchange, absent: ModelAbsent) -> None:
+        """The model is not in memory: the whole exchange comes again when it is."""
+        lobby = self._lobby()
+        if lobby is None:
+            raise absent
+        body_of = openai_error_body if _is_openai(exchange) else v2_error_body
+
+        def refuse(error: BaseException) -> None:
+            exchange.cancel = None
+            exchange.respond_error(error, body_of)
+
+        def again() -> None:
+            exchange.cancel = None
+            try:
+                self.handle(exchange)
+            except HeadraceError as error:
+                refuse(error)
+            except Exception as error:  # noqa: BLE001 - one request must not end the others
+                _LOG.exception("a handler failed")
+                refuse(error)
+
+        try:
+            exchange.cancel = lobby.wait(absent, again, refuse)
+        except HeadraceError as error:
+            refuse(error)
+
+
+def _is_openai(exchange: Exchange) -> bool:
+    return exchange.head.target.partition(b"?")[0] == openai.TARGET
 
 
 def _origin_form(target: bytes) -> bytes:

@@ -19,7 +19,7 @@ import numpy as np
 from headrace import __version__
 from headrace.clock import MonotonicClock
 from headrace.config import Config, ServerConfig, TlsConfig
-from headrace.engine.catalog import UNLOADED
+from headrace.engine.catalog import ABSENT, UNLOADED
 from headrace.engine.engine import Engine
 from headrace.engine.limits import load_of
 from headrace.engine.models import ModelManager
@@ -125,6 +125,8 @@ class Application:
             instrument=self.metrics,
             workers=server.workers,
             shares_answers=self._shared_cache is not None,
+            memory_budget_bytes=config.memory_budget_bytes,
+            parallel_loads=server.parallel_loads,
         )
         self._paths, self._name = tuple(paths), name
         self.shared_memory = SharedMemory()
@@ -135,6 +137,7 @@ class Application:
             PredictRoute(self.engine),
             GenerateRoute(self.engine),
             AsgiBridge(self._rest, scheme="https" if server.tls else "http"),
+            lobby=lambda: self.engine.lobby,
         )
         self.lane = Lane(
             router.handle,
@@ -189,9 +192,12 @@ class Application:
             return False
         server = self._config.server
         statuses = [s for s in self.engine.catalog.statuses() if s.reason != UNLOADED]
-        if server.strict_readiness and any(s.state == "UNAVAILABLE" for s in statuses):
+        # What is one request away from memory is as good as there.
+        serving = [s.state == "READY" or s.reason == ABSENT for s in statuses]
+        broken = [s.state == "UNAVAILABLE" and s.reason != ABSENT for s in statuses]
+        if server.strict_readiness and any(broken):
             return False
-        return server.model_control != "none" or any(s.state == "READY" for s in statuses)
+        return server.model_control != "none" or any(serving)
 
     async def listen(self, listeners: Sequence[socket.socket]) -> None:
         """Answers on ``listeners`` from now on; liveness at once, readiness after loading."""

@@ -14,7 +14,8 @@ from headrace.clock import MonotonicClock
 from headrace.engine.endings import shutting_down
 from headrace.engine.engine import Engine
 from headrace.engine.inflight import Ticket
-from headrace.errors import HeadraceError, Overloaded
+from headrace.engine.lobby import Waiting
+from headrace.errors import HeadraceError, ModelAbsent, Overloaded
 from headrace.frontends import status
 from headrace.frontends.codecs.v2_proto import RequestDecoder, ResponseEncoder, varint
 from headrace.frontends.grpc.call import Call, Incoming, LongCalls
@@ -71,8 +72,11 @@ class InferMethods:
     def infer(self, call: Call, message: bytes) -> None:
         """``ModelInfer``. Raises HeadraceError: known at once."""
         request = self.request_of(call, message, call.arrived_ns)
-        ticket = self._engine.submit(request, _Reply(call, request, self._encoder))
-        call.cancel = ticket.cancel
+        reply = _Reply(call, request, self._encoder)
+        try:
+            call.cancel = self._engine.submit(request, reply).cancel
+        except ModelAbsent as absent:
+            call.cancel = Waiting(self._engine, absent, request, reply).cancel
 
     def stream(self, call: Call) -> Incoming:
         """``ModelStreamInfer``."""
@@ -170,20 +174,30 @@ class _Stream:
                 raise shutting_down()
             request = self._methods.request_of(self._call, message, _now_ns())
             reply.request = request
-            ticket = reply.ticket = self._engine.submit(request, reply)
+            self._open.add(reply)
+            self._submit(request, reply)
         except HeadraceError as error:
             reply.fail(error)
             return
-        self._open.add(reply)
-        if ticket.served.decoupled:
-            reply.decoupled = True
-            self._turns.pop()
         if self._is_full():
             self._full = True
             self._call.pause_reading()
         if self._call.pending_bytes > UNREAD_BYTES and self._catching_up is None:
             self._call.pause_reading()
             self._catching_up = asyncio.get_running_loop().create_task(self._catch_up())
+
+    def _submit(self, request: InferenceRequest, reply: _StreamReply) -> None:
+        def taken(ticket: Ticket) -> None:
+            if ticket.served.decoupled and reply in self._turns:
+                reply.decoupled = True
+                self._turns.remove(reply)
+
+        try:
+            ticket = reply.ticket = self._engine.submit(request, reply)
+        except ModelAbsent as absent:
+            reply.ticket = Waiting(self._engine, absent, request, reply, then=taken)
+        else:
+            taken(ticket)
 
     def _is_full(self) -> bool:
         return max(len(self._open), len(self._turns)) >= MAX_STREAM_REQUESTS
@@ -291,7 +305,7 @@ class _StreamReply:
     def __init__(self, stream: _Stream) -> None:
         self._stream = stream
         self.request: InferenceRequest | None = None
-        self.ticket: Ticket | None = None
+        self.ticket: Ticket | Waiting | None = None
         self.decoupled = False
         self.answer: bytes | Exception | None = None
 
