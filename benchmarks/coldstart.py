@@ -52,7 +52,7 @@ def run(settings: Settings) -> Iterator[Result]:
     work = settings.work / NAME
     large = write_large(work, settings.seed)
     row = np.zeros(WIDTH).tolist()
-    dense = _body("x", "FP32", [1, WIDTH], row)
+    dense = v2_body("x", "FP32", [1, WIDTH], row)
     try:
         minilm: Minilm | None = get_minilm(settings, work / "graphs")
     except Unavailable as error:
@@ -60,7 +60,7 @@ def run(settings: Settings) -> Iterator[Result]:
         yield Result(benchmark=NAME, case="all-MiniLM-L6-v2", skipped=str(error))
     for runtime in ("auto", "openvino", "onnxruntime"):
         if minilm is not None:
-            text = _body("text", "BYTES", [1], ["water over the wheel"])
+            text = v2_body("text", "BYTES", [1], ["water over the wheel"])
             yield starts(Case("all-MiniLM-L6-v2", runtime, minilm.folder, text), settings)
         yield starts(Case("94 MB of layers", runtime, large, dense), settings)
 
@@ -133,6 +133,7 @@ def _bytes_in(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _body(name: str, datatype: str, shape: list[int], data: list[object]) -> bytes:
+def v2_body(name: str, datatype: str, shape: list[int], data: list[object]) -> bytes:
+    """A request of one tensor as JSON."""
     tensor = {"name": name, "datatype": datatype, "shape": shape, "data": data}
     return json.dumps({"inputs": [tensor]}).encode()

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import (
+    coldstart,
     core,
     embedding,
     floor_server,
@@ -30,6 +31,7 @@ from benchmarks.served_texts import serve_texts
 from benchmarks.servers import ServerFailed, headrace_server
 from benchmarks.servers import floor_server as running_floor
 from benchmarks.settings import Settings
+from headrace.testing import onnx_models
 from tests.unit.repository.bert_models import TinyBert
 
 
@@ -162,6 +164,19 @@ def test_starts_are_timed_beside_a_bare_session(settings: Settings) -> None:
     result = startup.serve(file, "onnxruntime", settings, first=True)
     assert figure(result, "ratio") > 0
     assert figure(result, "cpu ms") > 0
+
+
+def test_a_second_start_is_timed_with_and_without_compiled_models(settings: Settings) -> None:
+    file = settings.work / "large.onnx"
+    settings.work.mkdir()
+    file.write_bytes(onnx_models.mlp(widths=(16, 1024, 1024, 512, 2)))
+    body = coldstart.v2_body("x", "FP32", [1, 16], [0.0] * 16)
+    result = coldstart.starts(coldstart.Case("mlp", "onnxruntime", file, body), settings)
+    assert figure(result, "compiled MB") > 4
+    ratio = figure(result, "first ms") / figure(result, "second ms")
+    assert figure(result, "first/second") == pytest.approx(ratio)
+    assert figure(result, "worker PSS MB") > 10
+    assert figure(result, "without compiled PSS MB") > 10
 
 
 def test_importing_headrace_pulls_in_nothing_heavy(settings: Settings) -> None:
