@@ -24,6 +24,7 @@ BENCHMARKS = (
     "lone_request",
     "grpc_lane",
     "shared_memory",
+    "isolation",
     "cache",
     "embedding",
     "memory",

@@ -76,6 +76,11 @@ def memory_limit_bytes(root: Path = SLASH) -> int | None:
     return min((limit for limit in limits if limit < _UNLIMITED_BYTES), default=None)
 
 
+def can_hold_children() -> bool:
+    """Whether this system has what models in child processes need: Linux 5.3 or later."""
+    return hasattr(os, "pidfd_open") and hasattr(os, "memfd_create")
+
+
 def oom_kills(root: Path = SLASH) -> int | None:
     """Processes of this control group that the kernel killed for memory so far; None: not told.
 

@@ -64,6 +64,7 @@ def test_work_is_done_on_the_thread_that_the_table_says(traced: dict[str, Any]) 
         "tasks/text_items.py": {"headrace-prepare"},
         "engine/instances.py": loop | {"headrace-instance"},
         "engine/collate.py": {"headrace-instance"},
+        "engine/health.py": loop | {"headrace-instance"},
         "runtimes/onnx.py": {"headrace-instance"},
     }
 

@@ -52,6 +52,7 @@ class Loaded(msgspec.Struct, eq=False):
     source: ModelSource
     stored: StoredProfile
     store_key: str
+    isolation: str = ""
     took_ns: int = 0
 
     @property
@@ -70,7 +71,7 @@ class Loaded(msgspec.Struct, eq=False):
             if profile.batchable
             else f"one request at a time ({profile.reason or 'as declared'})"
         )
-        return f"{self.served.runtime}, {batches}"
+        return f"{self.served.runtime}{self.isolation}, {batches}"
 
     def log(self) -> None:
         """Says that it is ready, after how long, and how it runs."""
@@ -87,7 +88,15 @@ class Loader:
             its content.
     """
 
-    def __init__(self, cache_dir: Path, compiled_bytes: int, *, shares_answers: bool) -> None:
+    def __init__(
+        self,
+        cache_dir: Path,
+        compiled_bytes: int,
+        *,
+        shares_answers: bool,
+        memory_budget: int = 0,
+    ) -> None:
+        self._memory_budget = memory_budget
         self._cache_dir = cache_dir
         self._compiled_bytes = compiled_bytes
         self._shares_answers = shares_answers
@@ -157,7 +166,13 @@ class Loader:
     def _load(self, source: ModelSource, tell: Tell, before: ServedModel | None) -> Loaded:
         reading = self._meter.begin()
         try:
-            opened = open_model(source, self._cache_dir, self._compiled_bytes, tell=tell)
+            opened = open_model(
+                source,
+                self._cache_dir,
+                self._compiled_bytes,
+                memory_budget=self._memory_budget,
+                tell=tell,
+            )
             loaded = self._finish(opened, tell, before)
         finally:
             took = self._meter.end(reading)
@@ -183,7 +198,7 @@ class Loader:
         except BaseException:
             model.unload()
             raise
-        return Loaded(served, opened.source, stored, opened.store_key)
+        return Loaded(served, opened.source, stored, opened.store_key, _where(opened))
 
     def _shadow(self, served: ServedModel, opened: Opened, before: ServedModel | None) -> None:
         shapes: Sequence[Shapes]
@@ -212,3 +227,12 @@ class Loader:
             self._profiles.save(opened.store_key, stored)
         profile = assembly.as_declared(served, stored.profile)
         return msgspec.structs.replace(stored, profile=profile)
+
+
+def _where(opened: Opened) -> str:
+    """Where it runs and why, if that is not the server itself."""
+    return (
+        f" in a process of its own ({opened.isolation_reason})"
+        if opened.isolation == "process"
+        else ""
+    )

@@ -72,7 +72,12 @@ class ModelManager:
         self._engine = engine
         self._workers = workers
         self._instrument = instrument
-        self._loader = Loader(cache_dir, compiled_bytes, shares_answers=shares_answers)
+        self._loader = Loader(
+            cache_dir,
+            compiled_bytes,
+            shares_answers=shares_answers,
+            memory_budget=memory_budget_bytes,
+        )
         self._ensembles = Ensembles(engine, MonotonicClock.now_ns, instrument)
         self.histories = Histories(engine.catalog, engine.now_ns)
         self._residency = Residency(memory_budget_bytes, engine.now_ns)

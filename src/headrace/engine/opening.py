@@ -7,6 +7,7 @@ in a library that lets other threads run; a server imports the rest of itself me
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,27 +18,35 @@ import msgspec
 from headrace.config import COMPILED_CACHE_BYTES
 from headrace.engine.compiled import compiled_of
 from headrace.engine.ensemble import ensemble_model
+from headrace.engine.isolation import Facts, Isolation, choose_isolation
 from headrace.engine.profiles import ProfileStore, StoredProfile
 from headrace.engine.selection import choose_threads, keep_faster
 from headrace.errors import ModelLoadError
-from headrace.machine import cpu_model, usable_cores
+from headrace.machine import can_hold_children, cpu_model, usable_cores
 from headrace.repository.base import ModelSource
 from headrace.repository.onnx_check import check_onnx
 from headrace.repository.prepare import prepare
 from headrace.runtimes import registry as runtimes
 from headrace.runtimes.base import Artifact, InstanceConfig, LoadedModel
 
+_LOG = logging.getLogger("headrace.engine")
+
 PARALLEL_LOADS = 2
 """Loading is bound by disk and one core each; more at once only makes all of them later."""
 
 _ONE_COPY_EACH = frozenset({"python"})
-"""Runtimes whose every concurrent execution needs a copy of the model of its own."""
+"""Runtimes whose every concurrent execution needs a copy of the model of its own. So it is with
+all others in child processes."""
+
+Choose = Callable[[str], Isolation]
+"""Where this model would run with the runtime of that name."""
 
 
 class Opened(msgspec.Struct, frozen=True):
     """A model in memory, and what was known about it from an earlier start.
 
     ``spent_ns``: how long opening took. ``stored`` None: it has not been measured here yet.
+    ``isolation``: "process" or "thread", and ``isolation_reason`` why.
     """
 
     source: ModelSource
@@ -47,10 +56,15 @@ class Opened(msgspec.Struct, frozen=True):
     stored: StoredProfile | None
     store_key: str
     spent_ns: int
+    isolation: str = "thread"
+    isolation_reason: str = ""
 
 
 class Openings:
-    """Models that are being opened, ahead of the engine that will serve them."""
+    """Models that are being opened, ahead of the engine that will serve them.
+
+    ``memory_budget``: as for :func:`open_model`.
+    """
 
     def __init__(
         self,
@@ -58,11 +72,13 @@ class Openings:
         cache_dir: Path,
         compiled_bytes: int = COMPILED_CACHE_BYTES,
         parallel: int = PARALLEL_LOADS,
+        *,
+        memory_budget: int = 0,
     ) -> None:
         pool = ThreadPoolExecutor(parallel, thread_name_prefix="headrace-open")
         self._futures = {
             (source.name, source.version): pool.submit(
-                open_model, source, cache_dir, compiled_bytes
+                open_model, source, cache_dir, compiled_bytes, memory_budget=memory_budget
             )
             for source in sources
         }
@@ -82,14 +98,16 @@ def open_model(
     cache_dir: Path,
     compiled_bytes: int = COMPILED_CACHE_BYTES,
     *,
+    memory_budget: int = 0,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Opened:
     """Prepares, checks and loads one version. Blocks; any thread.
 
     Args:
-        source: what and where.
-        cache_dir: of graphs, compiled models, measurements.
+        source: what was found on disk.
+        cache_dir: for graphs, compiled models, measurements.
         compiled_bytes: that compiled models may take in the cache; 0 keeps none.
+        memory_budget: bytes that models are to keep within, by unloading; 0: none.
         tell: told of each phase as it begins.
 
     Raises:
@@ -100,9 +118,7 @@ def open_model(
         return _open_ensemble(source)
     tell("verifying")
     source = prepare(source, cache_dir)
-    external: Sequence[str] = ()
-    if source.format == "onnx":
-        external = tuple(check_onnx(source.path, source.folder).external_files)
+    model_bytes, external = _model_bytes(source)
     digest, compiled = compiled_of(source, external, cache_dir, max_bytes=compiled_bytes)
     artifact = Artifact(
         name=source.name,
@@ -115,11 +131,53 @@ def open_model(
         config=source.config,
         compiled=compiled,
     )
+
+    def choose(runtime: str, *, triton: bool = False) -> Isolation:
+        facts = Facts(
+            runtime=runtime,
+            model_bytes=model_bytes,
+            memory_budget=memory_budget,
+            triton=triton,
+        )
+        chosen = choose_isolation(source.config, facts)
+        if chosen.kind == "thread" or source.config.isolation != "auto" or can_hold_children():
+            return chosen
+        return Isolation("thread", f"this system cannot hold children, though {chosen.reason}")
+
     tell("loading")
-    key, stored = _remembered(source, ProfileStore(cache_dir / PROFILES))
-    runtime, instances, model = _start(source, artifact, stored)
+    large = Facts(runtime="", model_bytes=model_bytes, memory_budget=memory_budget)
+    key, stored = _remembered(
+        source, ProfileStore(cache_dir / PROFILES), str(large.must_return_memory)
+    )
+    runtime, instances, model = _start(source, artifact, stored, choose)
     spent_ns = time.monotonic_ns() - started_ns
-    return Opened(source, runtime, instances, model, stored, key, spent_ns)
+    triton = runtime == "python" and getattr(model, "takes_requests", False)
+    kind, reason = choose(runtime, triton=triton)
+    _LOG.info(
+        "model %s version %s runs in %s: %s",
+        source.name,
+        source.version,
+        f"{instances.concurrency} child process(es)" if kind == "process" else "the server",
+        reason,
+    )
+    return Opened(source, runtime, instances, model, stored, key, spent_ns, kind, reason)
+
+
+def _model_bytes(source: ModelSource) -> tuple[int, tuple[str, ...]]:
+    """Bytes of the files it is loaded from, and those that an ONNX file refers to.
+
+    Checks ONNX files on the way.
+
+    Raises:
+        ModelLoadError: an ONNX file that would hurt a runtime.
+    """
+    if source.format == "onnx":
+        summary = check_onnx(source.path, source.folder)
+        external = summary.external_files
+        return summary.file_bytes + sum(external.values()), tuple(external)
+    # OpenVINO's graph has its weights beside it; other formats are one file.
+    files = {source.path, source.path.with_suffix(".bin")}
+    return sum(file.stat().st_size for file in files if file.is_file()), ()
 
 
 def _open_ensemble(source: ModelSource) -> Opened:
@@ -132,7 +190,9 @@ PROFILES = "profiles"
 """Folder of the measurements, in the cache."""
 
 
-def _remembered(source: ModelSource, profiles: ProfileStore) -> tuple[str, StoredProfile | None]:
+def _remembered(
+    source: ModelSource, profiles: ProfileStore, *facts: str
+) -> tuple[str, StoredProfile | None]:
     config = source.config
     key = profiles.key(
         source.path,
@@ -140,7 +200,8 @@ def _remembered(source: ModelSource, profiles: ProfileStore) -> tuple[str, Store
         source.task,
         config.runtime,
         repr(config.runtime_options),
-        f"{config.instances}x{config.threads}",
+        f"{config.instances}x{config.threads} {config.isolation}",
+        *facts,
         cpu_model(),
         str(usable_cores()),
         *runtimes.fingerprint(),
@@ -149,17 +210,23 @@ def _remembered(source: ModelSource, profiles: ProfileStore) -> tuple[str, Store
 
 
 def _start(
-    source: ModelSource, artifact: Artifact, stored: StoredProfile | None
+    source: ModelSource, artifact: Artifact, stored: StoredProfile | None, choose: Choose
 ) -> tuple[str, InstanceConfig, LoadedModel]:
     """Loads the model in the runtime and with the threads that were said, remembered or won."""
     cores = usable_cores()
     config = source.config
 
+    def one_copy_each(name: str) -> bool:
+        return name in _ONE_COPY_EACH or choose(name).kind == "process"
+
     def load(name: str, instances: InstanceConfig) -> LoadedModel:
+        # Never in the server first: what a library keeps of it would stay.
+        if name not in _ONE_COPY_EACH and choose(name).kind == "process":
+            return runtimes.load_isolated(name, artifact, instances)
         return runtimes.create(name).load(artifact, instances)
 
     def default(name: str) -> InstanceConfig:
-        concurrency = config.instances or (1 if name in _ONE_COPY_EACH else cores)
+        concurrency = config.instances or (1 if one_copy_each(name) else cores)
         return InstanceConfig(config.threads or max(1, cores // concurrency), concurrency)
 
     if stored is not None:
@@ -176,7 +243,7 @@ def _start(
         name, model = keep_faster(candidates, lambda n: load(n, default(n)), padded=padded)
     else:
         model = load(name, default(name))
-    alone = config.instances or config.threads or name in _ONE_COPY_EACH
+    alone = config.instances or config.threads or one_copy_each(name)
     if alone or getattr(model, "takes_requests", False):
         return name, default(name), model
     try:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from headrace.errors import ConfigError, MissingExtra
-from headrace.runtimes.base import Runtime
+from headrace.runtimes.base import Artifact, InstanceConfig, LoadedModel, Runtime
 
 if TYPE_CHECKING:
     from importlib import metadata
@@ -102,6 +102,17 @@ def create(name: str) -> Runtime:
             got=name,
         )
     return _create_plugin(plugins[name])
+
+
+def load_isolated(name: str, artifact: Artifact, config: InstanceConfig) -> LoadedModel:
+    """Has the runtime of this name load the model in child processes of its own.
+
+    Raises:
+        As :func:`create`, and as ``Runtime.load``.
+    """
+    # A server whose models all run inside it does without the whole of supervision.
+    isolated = import_module("headrace.runtimes.isolated")
+    return cast("LoadedModel", isolated.IsolatedModel(name, artifact, config))
 
 
 def installed(name: str) -> bool:

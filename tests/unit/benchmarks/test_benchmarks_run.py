@@ -15,6 +15,7 @@ from benchmarks import (
     core,
     embedding,
     floor_server,
+    isolation,
     load_curve,
     lone_request,
     memory,
@@ -210,3 +211,14 @@ def test_an_unknown_benchmark_is_a_usage_error(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit, match="2"):
         command.main(["overheads"])
     assert "there is no benchmark 'overheads'" in capsys.readouterr().err
+
+
+def test_a_model_in_a_process_is_compared_with_one_inside(settings: Settings) -> None:
+    start, *sizes = isolation.run(settings)
+    assert figure(start, "start ms") > 0
+    assert len(sizes) == len(isolation.SIZES)
+    for result in sizes:
+        more = figure(result, "p50 us") - figure(result, "inside p50 us")
+        assert figure(result, "more us") == pytest.approx(more)
+        assert figure(result, "cpu us") > 0
+    assert [goal.bound for result in sizes for goal in result.goals] == [150.0]

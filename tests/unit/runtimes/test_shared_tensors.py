@@ -89,6 +89,29 @@ def test_what_was_read_never_changes_however_long_it_is_kept(steps):
                 assert all(map(same, read, written))
 
 
+@given(st.lists(ARRAYS, min_size=1, max_size=3), st.lists(st.integers(0, 2), max_size=12))
+def test_batches_laid_out_alike_or_not_may_follow_in_any_order(batches, order):
+    """What is known of the last one in a segment is used only for its like."""
+    with channel() as (writer, reader):
+        for index in order:
+            sent = batches[index % len(batches)]
+            read = send(writer, reader, sent)
+            assert len(read) == len(sent)
+            assert all(map(same, read, sent))
+            del read
+
+
+def test_one_layout_with_other_values_is_written_anew():
+    with channel() as (writer, reader):
+        for value in range(2 * SEGMENTS):
+            (read,) = send(writer, reader, [np.full((3, 4), value, np.float32)])
+            assert (read == value).all()
+            assert read.shape == (3, 4)
+            del read
+        (read,) = send(writer, reader, [np.full((4, 3), 9, np.float32)])
+        assert read.shape == (4, 3)
+
+
 def test_a_slice_of_what_was_read_is_enough_to_keep_it():
     with channel() as (writer, reader):
         part = send(writer, reader, [np.arange(1000)])[0].reshape(10, 100)[3, 5:9]

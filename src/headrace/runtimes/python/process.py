@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from headrace.errors import ModelLoadError
+from headrace.machine import can_hold_children
 from headrace.runtimes.base import Artifact, InstanceConfig, ShapePolicy
 from headrace.runtimes.python.child import ChildSpec
 from headrace.runtimes.python.options import PythonOptions
 from headrace.runtimes.python.pinned import PinnedProcess, Place
 from headrace.runtimes.python.supervisor import Supervisor
-
-
-def can_isolate() -> bool:
-    """Whether this system has what children are held by."""
-    return hasattr(os, "pidfd_open") and hasattr(os, "memfd_create")
-
-
-def check_can_isolate() -> None:
-    """Raises ModelLoadError where it has not."""
-    if not can_isolate():
-        raise ModelLoadError(
-            'isolation = "process" needs Linux 5.3 or later (pidfd_open, memfd_create)',
-            hint='set isolation = "thread"',
-        )
 
 
 class InProcesses:
@@ -41,7 +27,11 @@ class InProcesses:
     may be slow, stuck or starting again, and an event loop that waits serves nobody."""
 
     def __init__(self, spec: ChildSpec, *, children: int) -> None:
-        check_can_isolate()
+        if not can_hold_children():
+            raise ModelLoadError(
+                'isolation = "process" needs Linux 5.3 or later (pidfd_open, memfd_create)',
+                hint='set isolation = "thread"',
+            )
         self.on_event: Callable[[str], None] | None = None
         self.concurrency = children
         self._supervisor = Supervisor(spec, children=children, notify=self._tell)

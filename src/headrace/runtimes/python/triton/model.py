@@ -46,7 +46,8 @@ class TritonModel:
             triton=start_of(artifact, config.concurrency),
         )
         self._name = artifact.name
-        self._supervisor = Supervisor(spec, children=config.concurrency)
+        self.on_event: Callable[[str], None] | None = None
+        self._supervisor = Supervisor(spec, children=config.concurrency, notify=self._tell)
         self._pool = self._supervisor.pool
         started = self._supervisor.start()
         self.inputs = started.inputs
@@ -101,6 +102,14 @@ class TritonModel:
                     child, self.inputs, self.outputs, lambda: self._host, self._watch
                 )
             return found
+
+    def process_ids(self) -> tuple[int, ...]:
+        """The children alive now; see :class:`headrace.runtimes.base.LoadedModel`."""
+        return self._supervisor.process_ids()
+
+    def _tell(self, event: str) -> None:
+        if self.on_event is not None:
+            self.on_event(event)
 
     def unload(self) -> None:
         """Ends the children, after their ``finalize``."""
