@@ -35,6 +35,7 @@ COMMANDS = (
     "pull",
     "convert",
     "import",
+    "models",
     "bench",
     "simulate",
     "replay",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _EPILOG = """\
 examples:
   headrace serve model.onnx                      one file, nothing to configure
+  headrace serve ./models --watch                new versions are served as they come
   headrace serve ./models --workers 2            a repository: <model>/<version>/<file>
   headrace serve ./minilm --port 0               a Hugging Face folder, any free port
   headrace serve model.onnx --show-config        every setting and where it comes from
@@ -45,6 +46,7 @@ _FLAGS: dict[str, str] = {
     "timeout_s": "defaults.queue.timeout_s",
     "slo": "defaults.slo.p99",
     "record": "server.record",
+    "memory_budget": "server.memory_budget",
     "cache_dir": "cache_dir",
     "tls_certificate": "server.tls.certificate",
     "tls_key": "server.tls.key",
@@ -88,6 +90,10 @@ def add_parser(subparsers: Any) -> None:
     server.add_argument(
         "--readiness-grace-s", type=float, help="unready for so long before the port closes"
     )
+    server.add_argument(
+        "--watch", action="store_true", help="look at the repository every second; load by command"
+    )
+    server.add_argument("--memory-budget", metavar="SIZE", help='models leave to keep it: "4GiB"')
     server.add_argument("--record", help="write every event and decision of the scheduler there")
     server.add_argument("--cache-dir", help="built graphs and measurements are kept here")
     models = parser.add_argument_group("models (measured at load unless said)")
@@ -154,6 +160,8 @@ def _load(
     args: argparse.Namespace, triton: triton_flags.Understood, env: Mapping[str, str]
 ) -> LoadedConfig:
     own = {field: getattr(args, flag) for flag, field in _FLAGS.items()}
+    if args.watch:
+        own["server.model_control"] = "watch"
     names = {field: "--" + flag.replace("_", "-") for flag, field in _FLAGS.items()}
     flags = triton.fields | {field: value for field, value in own.items() if value is not None}
     file = config_file(args.config, env, Path())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,6 +38,12 @@ _REFINE_NS = 3_000_000_000
 _RECORDED_S = 0.1
 """A start replays recorded shapes for so long at most: who waits for it waits for this too."""
 
+Mark = tuple[tuple[str, int, int, int], ...]
+"""Names, sizes, times and inodes of a version's files: changes when they do."""
+
+_MARKED_MAX = 10_000
+"""Files of one version that are looked at."""
+
 Tell = Callable[[str], None]
 """Told of each phase (``core.lifecycle.LOADING_PHASES``) as it begins; any thread."""
 
@@ -46,13 +53,17 @@ def _nobody(phase: str) -> None:
 
 
 class Loaded(msgspec.Struct, eq=False):
-    """What loading gave. ``took_ns``: from its turn to here; ``stored``: what was measured."""
+    """What loading gave. ``took_ns``: from its turn to here; ``stored``: what was measured.
+
+    ``source`` is what was asked for; what it was prepared to be is not seen from outside.
+    """
 
     served: ServedModel
     source: ModelSource
     stored: StoredProfile
     store_key: str
     isolation: str = ""
+    mark: Mark = ()
     took_ns: int = 0
 
     @property
@@ -133,6 +144,11 @@ class Loader:
         else:
             loaded = await asyncio.to_thread(self._load, source, tell, before)
         loaded.took_ns = time.monotonic_ns() - started_ns
+        loaded.source = source
+        served = loaded.served
+        if not served.size_bytes and not served.steps:  # several were opened at one time
+            served.size_bytes = await asyncio.to_thread(self.known_bytes, source)
+        loaded.mark = loaded.mark or await asyncio.to_thread(mark_of, source)
         return loaded
 
     def known_bytes(self, source: ModelSource) -> int:
@@ -164,6 +180,7 @@ class Loader:
     # -- in a loading thread -----------------------------------------------------------------
 
     def _load(self, source: ModelSource, tell: Tell, before: ServedModel | None) -> Loaded:
+        mark = mark_of(source)  # before anything is read of it
         reading = self._meter.begin()
         try:
             opened = open_model(
@@ -176,6 +193,7 @@ class Loader:
             loaded = self._finish(opened, tell, before)
         finally:
             took = self._meter.end(reading)
+        loaded.mark = mark
         served = loaded.served
         pids: Callable[[], tuple[int, ...]] | None = getattr(served.loaded, "process_ids", None)
         if pids is not None:
@@ -227,6 +245,35 @@ class Loader:
             self._profiles.save(opened.store_key, stored)
         profile = assembly.as_declared(served, stored.profile)
         return msgspec.structs.replace(stored, profile=profile)
+
+
+def mark_of(source: ModelSource) -> Mark:
+    """Of the files of a version as they are now; () for an ensemble, which has none. Blocks."""
+    if source.config.ensemble:
+        return ()
+    marks = []
+    for root, folders, files in os.walk(source.folder):
+        folders[:] = sorted(each for each in folders if each != "__pycache__")
+        for file in sorted(files):
+            try:
+                status = (Path(root) / file).stat()
+            except OSError:
+                continue  # gone since, or a link to nothing
+            marks.append((file, status.st_size, status.st_mtime_ns, status.st_ino))
+            if len(marks) >= _MARKED_MAX:
+                return tuple(marks)
+    return tuple(marks)
+
+
+def unchanged(sources: Sequence[ModelSource], there: Sequence[Loaded | None]) -> set[str]:
+    """The versions that are as they were loaded, files and configuration. Blocks."""
+    return {
+        source.version
+        for source in sources
+        for loaded in there
+        if loaded is not None and loaded.source == source
+        if loaded.mark and loaded.mark == mark_of(source)
+    }
 
 
 def _where(opened: Opened) -> str:

@@ -23,7 +23,7 @@ from headrace.engine.engine import Engine
 from headrace.engine.ensemble import Ensembles
 from headrace.engine.history import Histories
 from headrace.engine.limits import costs_of
-from headrace.engine.loads import Loaded, Loader
+from headrace.engine.loads import Loaded, Loader, unchanged
 from headrace.engine.lobby import Lobby
 from headrace.engine.opening import PARALLEL_LOADS, Openings
 from headrace.engine.overview import describe
@@ -172,9 +172,9 @@ class ModelManager:
     ) -> list[asyncio.Task[None]]:
         """Serves ``sources``, versions of one model, instead of what is served of it now.
 
-        All are in memory before one is published, and the old ones leave after that, or stand by
-        while the new ones are watched. Requests that were admitted finish on their version, within
-        ``drain_s``.
+        Versions whose files and configuration are as they were stay. All others are in memory
+        before one is published, and the old ones leave after that, or stand by while the new ones
+        are watched. Requests that were admitted finish on their version, within ``drain_s``.
 
         Returns:
             What is still to be waited for until the old ones are gone.
@@ -185,7 +185,11 @@ class ModelManager:
         name = sources[0].name
         catalog = self._engine.catalog
         self._end_standby(name, drain_s)
-        before = [each for each in catalog.served() if each.name == name]
+        there = [each for each in catalog.served() if each.name == name]
+        known = [self._residency.places[each].loaded for each in there if self._copy_of(each)]
+        kept = await asyncio.to_thread(unchanged, sources, known)
+        before = [each for each in there if each.version not in kept]
+        sources = [source for source in sources if source.version not in kept]
         like = max(before, key=lambda each: each.health.answered, default=None)
         outcomes = await asyncio.gather(
             *(self._open(source, before=like) for source in sources), return_exceptions=True
@@ -239,10 +243,9 @@ class ModelManager:
         return loaded, copy
 
     def _publish(self, loaded: Loaded, copy: int) -> ServedModel:
-        served, source = loaded.served, loaded.source
+        served = loaded.served
         attach_sequences(self._engine, served)
-        place = Place(source, copy, loaded.took_ns, loaded.store_key, self._engine.now_ns())
-        self._residency.places[served] = place
+        self._residency.places[served] = Place(loaded, copy, self._engine.now_ns())
         self._absent.pop((served.name, served.version), None)
         catalog = self._engine.catalog
         if served.config.aliases and not catalog.aliases(served.name):
@@ -305,7 +308,7 @@ class ModelManager:
         known = self._residency.places.get(served)
         if known is None:  # it was published by somebody else
             copy = self.histories.adopt(served.name, served.version)
-            known = Place(None, copy, 0, "", self._engine.now_ns())
+            known = Place(None, copy, self._engine.now_ns())
             self._residency.places[served] = known
         return known.copy
 
@@ -485,6 +488,12 @@ class ModelManager:
 
     def _is_current(self, served: ServedModel) -> bool:
         return served in self._engine.catalog.served()
+
+    def note(self, name: str, text: str) -> None:
+        """Writes into the history of a model's current versions."""
+        for served in self._engine.catalog.served():
+            if served.name == name:
+                self.histories.note(self._copy_of(served), text)
 
     def describe(self) -> list[dict[str, Any]]:
         """Every version known, as ``headrace models list`` shows it."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from headrace.core.placement import Interest, Placement, Resident, place
 from headrace.engine import memory
+from headrace.engine.loads import Loaded
 from headrace.engine.served import ServedModel
 from headrace.errors import ModelLoadError
 from headrace.repository.base import ModelSource
@@ -28,15 +29,14 @@ what the heap rounds up. Measured: 2.0 to 2.6 (see ``engine.memory``)."""
 class Place:
     """What is known of one version in memory."""
 
-    __slots__ = ("answered", "copy", "interest", "load_ns", "source", "store_key")
+    __slots__ = ("answered", "copy", "interest", "load_ns", "loaded", "source", "store_key")
 
-    def __init__(
-        self, source: ModelSource | None, copy: int, load_ns: int, store_key: str, now_ns: int
-    ) -> None:
-        self.source = source
+    def __init__(self, loaded: Loaded | None, copy: int, now_ns: int) -> None:
+        self.loaded = loaded  # None: somebody else put it there
+        self.source = None if loaded is None else loaded.source
         self.copy = copy
-        self.load_ns = load_ns
-        self.store_key = store_key
+        self.load_ns = 0 if loaded is None else loaded.took_ns
+        self.store_key = "" if loaded is None else loaded.store_key
         self.interest = Interest(now_ns)
         self.answered = 0
 
@@ -123,6 +123,7 @@ class Residency:
         known, now_ns = self.places[served], self._now_ns()
         health = served.health
         return {
+            "isolation": "process" if _pids(served) else "thread",
             "size_bytes": served.size_bytes,
             "load_s": round(known.load_ns / 1e9, 3),
             "requests": health.answered,

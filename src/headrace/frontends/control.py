@@ -30,6 +30,26 @@ class Control(Protocol):
         """Unloads every version; ``dependents``: of an ensemble's steps as well."""
         ...
 
+    def overview(self) -> Sequence[Mapping[str, Any]]:
+        """Every version, with aliases, size, use."""
+        ...
+
+    def history(self, model: str) -> Sequence[Mapping[str, Any]]:
+        """What became of a model, oldest first."""
+        ...
+
+    async def promote(self, model: str, version: str, alias: str = "stable") -> dict[str, str]:
+        """``alias`` stands for ``version`` from now on; the aliases after."""
+        ...
+
+    async def rollback(self, model: str, alias: str = "stable") -> dict[str, str]:
+        """Back to what it stood for before; the aliases after."""
+        ...
+
+    async def pin(self, model: str, *, pinned: bool = True) -> None:
+        """Whether it may leave memory to make room."""
+        ...
+
     async def statistics(self, model: str = "", version: str = "") -> dict[str, Any]:
         """``{"model_stats": [...]}``; numbers are integers."""
         ...

@@ -15,7 +15,7 @@ _BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 CONTROL_TAG = {
     "name": "control",
     "description": (
-        "Load and unload models (where the server was started with model_control explicit), "
+        "Load and unload models (with model_control explicit or watch), which version answers, "
         "statistics, traces, the log."
     ),
 }
@@ -53,6 +53,43 @@ CONTROL_SCHEMAS: dict[str, Schema] = {
             "parameters": {"type": "object", "properties": {"unload_dependents": _BOOL}}
         },
     },
+    "ModelOverview": a_list(
+        {
+            "type": "object",
+            "properties": {
+                "name": _STRING,
+                "version": _STRING,
+                "state": _STRING,
+                "reason": _STRING,
+                "aliases": a_list(_STRING),
+                "default": _BOOL,
+                "absent": _BOOL,
+                "size_bytes": _COUNT,
+            },
+            "required": ["name", "version", "state"],
+        }
+    ),
+    "ModelHistory": a_list(
+        an_object(
+            {
+                "at": {"type": "number"},
+                "version": _STRING,
+                "copy": _COUNT,
+                "event": _STRING,
+                "state": _STRING,
+                "phase": _STRING,
+                "reason": _STRING,
+                "lasted_s": {"type": "number"},
+            }
+        )
+    ),
+    "PromoteRequest": an_object({"version": _STRING}, {"alias": _STRING}),
+    "RollbackRequest": {"type": "object", "properties": {"alias": _STRING}},
+    "PinRequest": {"type": "object", "properties": {"pinned": _BOOL}},
+    "ModelAliases": an_object(
+        {"name": _STRING, "aliases": {"type": "object", "additionalProperties": _STRING}}
+    ),
+    "ModelPinned": an_object({"name": _STRING, "pinned": _BOOL}),
     "RepositoryLoaded": an_object({"name": _STRING, "load": _BOOL}),
     "RepositoryUnloaded": an_object({"name": _STRING, "unload": _BOOL}),
     "Duration": _DURATION,
@@ -144,6 +181,7 @@ def control_paths(
             operation = _post(f"{what.title()} a model", f"{what}_model{suffix}", body, answer)
             path = f"{prefix}/models/{{model}}/{what}"
             paths[path] = _path([*parameters, model], of_a_model, post=operation)
+    paths |= _version_paths(model, everywhere, of_a_model)
     for path, parameters, name in (
         ("/v2/models/stats", [], "statistics"),
         ("/v2/models/{model}/stats", [model], "model_statistics"),
@@ -165,6 +203,28 @@ def control_paths(
             ),
         )
     return paths | _shared_memory_paths({**repository, "name": "region"}, everywhere)
+
+
+def _version_paths(
+    model: Schema, everywhere: dict[str, Any], of_a_model: dict[str, Any]
+) -> dict[str, Any]:
+    """Which version answers, what is in memory, and what became of it."""
+    overview = _get("Every version: aliases, size, use", "model_overview", "ModelOverview")
+    history = _get("What became of a model", "model_history", "ModelHistory")
+    paths = {
+        "/v2/repository/models": _path([], everywhere, get=overview),
+        "/v2/models/{model}/history": _path([model], of_a_model, get=history),
+    }
+    for what, summary, answer in (
+        ("promote", "Which version an alias stands for", "ModelAliases"),
+        ("rollback", "Back to the version before", "ModelAliases"),
+        ("pin", "Keep a model in memory", "ModelPinned"),
+    ):
+        operation = _post(summary, f"{what}_model", f"{what.title()}Request", answer)
+        operation["requestBody"]["required"] = what == "promote"
+        path = f"/v2/repository/models/{{model}}/{what}"
+        paths[path] = _path([model], of_a_model, post=operation)
+    return paths
 
 
 def _shared_memory_paths(region: Schema, everywhere: dict[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,22 @@ class _RegionRequest(msgspec.Struct):
     offset: int = 0
 
 
+class _Alias(msgspec.Struct):
+    alias: str = "stable"
+
+
+class _Promote(msgspec.Struct):
+    version: str
+    alias: str = "stable"
+
+
+class _Pin(msgspec.Struct):
+    pinned: bool = True
+
+
+_alias_decoder = msgspec.json.Decoder(_Alias)
+_promote_decoder = msgspec.json.Decoder(_Promote)
+_pin_decoder = msgspec.json.Decoder(_Pin)
 _region_decoder = msgspec.json.Decoder(_RegionRequest)
 _index_decoder = msgspec.json.Decoder(_IndexRequest)
 _control_decoder = msgspec.json.Decoder(_ControlRequest)
@@ -60,11 +76,16 @@ class ControlRoutes:
             "/v2/models/stats": self.statistics,
             model + "/stats": self.statistics,
             model + "/versions/{version}/stats": self.statistics,
+            model + "/history": self.history,
+            "/v2/repository/models": self.overview,
         }
         posts: dict[str, Handler] = {
             "/v2/repository/index": self.index,
             "/v2/repository/models/{model}/load": self.load,
             "/v2/repository/models/{model}/unload": self.unload,
+            "/v2/repository/models/{model}/promote": self.promote,
+            "/v2/repository/models/{model}/rollback": self.rollback,
+            "/v2/repository/models/{model}/pin": self.pin,
             # A repository by name: Triton's path has room for one, and its server has none.
             "/v2/repository/{repository}/index": self.index,
             "/v2/repository/{repository}/models/{model}/load": self.load,
@@ -123,6 +144,38 @@ class ControlRoutes:
             raise InvalidRequest("parameter 'unload_dependents' must be a boolean")
         await self._control.unload(name, dependents=dependents)
         return _reply({"name": name, "unload": True})
+
+    async def overview(self, _: Request) -> Response:
+        """``[{"name", "version", "state", "aliases", "size_bytes", ...}]``."""
+        return _reply(self._control.overview())
+
+    async def history(self, request: Request) -> Response:
+        """``[{"at", "version", "event", "state", "phase", "reason", "lasted_s"}]``."""
+        return _reply(self._control.history(request.path_params["model"]))
+
+    async def promote(self, request: Request) -> Response:
+        """``{"version", "alias"?}``; answers with the aliases after that."""
+        body = await request.body()
+        asked = json_guard.decode(_promote_decoder, body, "request body")
+        name = request.path_params["model"]
+        aliases = await self._control.promote(name, asked.version, asked.alias)
+        return _reply({"name": name, "aliases": aliases})
+
+    async def rollback(self, request: Request) -> Response:
+        """``{"alias"?}``; the same."""
+        body = await request.body()
+        asked = json_guard.decode(_alias_decoder, body, "request body") if body else _Alias()
+        name = request.path_params["model"]
+        aliases = await self._control.rollback(name, asked.alias)
+        return _reply({"name": name, "aliases": aliases})
+
+    async def pin(self, request: Request) -> Response:
+        """``{"pinned"?}``."""
+        body = await request.body()
+        asked = json_guard.decode(_pin_decoder, body, "request body") if body else _Pin()
+        name = request.path_params["model"]
+        await self._control.pin(name, pinned=asked.pinned)
+        return _reply({"name": name, "pinned": asked.pinned})
 
     async def statistics(self, request: Request) -> Response:
         """``{"model_stats": [...]}``."""

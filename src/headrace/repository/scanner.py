@@ -80,6 +80,8 @@ class Scanner:
 
     def result(self) -> ScanResult:
         """Everything so far."""
+        if self._config.server.code_from == "nowhere":
+            self._refuse_code()
         found = {source.name for source in self._models} | {p.name for p in self._problems}
         missing = sorted((self._only or frozenset()) - found)
         problems = [Problem(name, "", Path(name), _not_there(name)) for name in missing]
@@ -89,6 +91,18 @@ class Scanner:
             problems=(*self._problems, *problems),
             unused=tuple(sorted(unused)),
         )
+
+    def _refuse_code(self) -> None:
+        code = [source for source in self._models if source.format == "python"]
+        self._models = [source for source in self._models if source.format != "python"]
+        for source in code:
+            error = ModelLoadError(
+                f"model {source.name!r} is Python code, which this server does not run from there",
+                code="code_refused",
+                hint='set server.code_from = "anywhere" if you trust whoever wrote it',
+                model=source.name,
+            )
+            self._problems.append(Problem(source.name, source.version, source.path, error))
 
     def _wants(self, name: str) -> bool:
         return self._only is None or name in self._only
@@ -229,9 +243,9 @@ class Scanner:
         described: Described | None,
     ) -> None:
         """As many as the policy wants; a broken newer one does not take an older one down."""
-        policy = VersionPolicy(config.versions, model=name)
+        policy = VersionPolicy(config.versions, model=name, also=config.aliases.values())
         problems: list[Problem] = []
-        for missing in sorted(policy.named - set(versions)):
+        for missing in sorted((policy.named | policy.also) - set(versions)):
             there = ", ".join(map(str, sorted(versions)))
             error = ModelLoadError(
                 f"version {missing} of model {name!r} is asked for, but only {there} is there"
@@ -240,16 +254,16 @@ class Scanner:
             problems.append(Problem(name=name, version=str(missing), path=place, error=error))
         served = 0
         for version in policy.candidates(versions):
-            if policy.enough(served):
-                break
+            if policy.enough(served) and version not in policy.also:
+                continue
             try:
                 self._models.append(self._version(name, versions[version], root, described))
-                served += 1
+                served += version not in policy.also
             except OperatorError as error:
                 problems.append(
                     Problem(name=name, version=str(version), path=versions[version], error=error)
                 )
-        if not served:
+        if not any(source.name == name for source in self._models):
             raise problems[0].error
         self._problems += problems
 

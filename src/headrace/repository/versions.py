@@ -16,6 +16,9 @@ _LATEST = re.compile(r"latest(?::([1-9][0-9]{0,5}))?")
 class VersionPolicy:
     """A parsed policy.
 
+    Args:
+        also: versions that aliases stand for: served whatever the policy says.
+
     Attributes:
         named: the versions asked for by number, empty for the other policies.
 
@@ -23,7 +26,8 @@ class VersionPolicy:
         ConfigError: the text is none of the four forms.
     """
 
-    def __init__(self, text: str, *, model: str) -> None:
+    def __init__(self, text: str, *, model: str, also: Iterable[str] = ()) -> None:
+        self.also = frozenset(int(v) for v in also if VERSION_FOLDER.fullmatch(v))
         self.named: frozenset[int] = frozenset()
         self._newest: int | None = None
         policy = text.strip()
@@ -38,7 +42,7 @@ class VersionPolicy:
                     hint='say "latest", "latest:2", "all", or numbers such as "1,3"',
                     model=model,
                 )
-            self.named = frozenset(int(number) for number in numbers)
+            self.named = frozenset(int(number) for number in numbers) | self.also
 
     def candidates(self, available: Iterable[int]) -> Iterator[int]:
         """The versions to try, newest first; stop after :meth:`enough` of them could be served."""

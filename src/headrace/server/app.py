@@ -171,6 +171,7 @@ class Application:
                 drain_s=server.drain_timeout_s,
                 given_name=self._name,
             ),
+            manager=self.manager,
             tracing=Tracing(
                 server.trace,
                 watch=self._watch_requests,

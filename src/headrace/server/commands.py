@@ -29,6 +29,28 @@ class UnloadModel(msgspec.Struct, frozen=True, tag="unload"):
     dependents: bool = False
 
 
+class SetAliases(msgspec.Struct, frozen=True, tag="aliases"):
+    """These names stand for these versions of a model from now on; ``why`` for its history."""
+
+    model: str
+    aliases: dict[str, str]
+    why: str = ""
+
+
+class RollBack(msgspec.Struct, frozen=True, tag="rollback"):
+    """What the newest version replaced, and is still in memory, answers again."""
+
+    model: str
+    reason: str
+
+
+class Pin(msgspec.Struct, frozen=True, tag="pin"):
+    """Whether a model may leave memory to make room."""
+
+    model: str
+    pinned: bool
+
+
 class ChangeTrace(msgspec.Struct, frozen=True, tag="trace"):
     """Settings of ``telemetry.trace``, of the server where ``model`` is ""."""
 
@@ -57,7 +79,17 @@ class UnregisterRegion(msgspec.Struct, frozen=True, tag="unregister"):
     region: str = ""
 
 
-Command = LoadModel | UnloadModel | ChangeTrace | ChangeLog | RegisterRegion | UnregisterRegion
+Command = (
+    LoadModel
+    | UnloadModel
+    | SetAliases
+    | RollBack
+    | Pin
+    | ChangeTrace
+    | ChangeLog
+    | RegisterRegion
+    | UnregisterRegion
+)
 
 encode = msgspec.msgpack.Encoder().encode
 decode: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
@@ -73,7 +105,8 @@ class Journal(msgspec.Struct):
         if isinstance(command, ChangeTrace | ChangeLog):
             command = self._merged(command)
         self.commands = [old for old in self.commands if not _supersedes(command, old)]
-        if not isinstance(command, UnregisterRegion):  # nothing is registered at a start
+        # Nothing is registered at a start, and nothing stands by to go back to.
+        if not isinstance(command, UnregisterRegion | RollBack):
             self.commands.append(command)
 
     def _merged(self, command: ChangeTrace | ChangeLog) -> ChangeTrace | ChangeLog:
@@ -89,6 +122,10 @@ class Journal(msgspec.Struct):
 def _supersedes(new: Command, old: Command) -> bool:
     if isinstance(new, LoadModel | UnloadModel):
         return isinstance(old, LoadModel | UnloadModel) and old.model == new.model
+    if isinstance(new, SetAliases | Pin):
+        return type(old) is type(new) and old.model == new.model
+    if isinstance(new, RollBack):
+        return False
     if isinstance(new, ChangeTrace):
         return isinstance(old, ChangeTrace) and old.model == new.model
     if isinstance(new, ChangeLog):

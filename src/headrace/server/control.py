@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
 from headrace.config import ServerConfig
-from headrace.engine.catalog import Catalog
+from headrace.engine.catalog import STABLE, Catalog
+from headrace.engine.models import ModelManager
 from headrace.errors import InvalidRequest, ModelNotFound
 from headrace.frontends.control import Parameter
 from headrace.server.commands import (
@@ -17,7 +19,10 @@ from headrace.server.commands import (
     ChangeTrace,
     Command,
     LoadModel,
+    Pin,
     RegisterRegion,
+    RollBack,
+    SetAliases,
     UnloadModel,
     UnregisterRegion,
 )
@@ -31,6 +36,11 @@ from headrace.telemetry.trace import Tracing
 from headrace.types import ModelVersionStatus
 
 _FILE = "file:"
+
+WATCH_S = 1.0
+"""Between two looks at the repository with ``model_control = "watch"``."""
+
+_ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")
 
 
 class Regions(Protocol):
@@ -63,6 +73,7 @@ class ServerControl:
         *,
         catalog: Catalog,
         repository: LiveRepository,
+        manager: ModelManager,
         tracing: Tracing,
         log: LogControl,
         regions: Regions,
@@ -72,6 +83,7 @@ class ServerControl:
         self._config = config
         self._catalog = catalog
         self._repository = repository
+        self._manager = manager
         self._tracing = tracing
         self._log = log
         self._regions = regions
@@ -80,14 +92,19 @@ class ServerControl:
             Alone(self._carry_out) if seat is None else Fellows(seat, self._carry_out)
         )
         self._poll: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._before: dict[tuple[str, str], list[str]] = {}  # what aliases stood for
 
     async def start(self) -> None:
         """After loading, before requests: catches up with the other workers."""
         if self._config.model_control != "none":
             await self._repository.remember()
         await self._fellows.join()
-        if self._config.model_control == "poll":
-            self._poll = asyncio.create_task(self._repository.poll(self._config.repository_poll_s))
+        every_s = {"poll": self._config.repository_poll_s, "watch": WATCH_S}
+        if self._config.model_control in every_s:
+            poll = self._repository.poll(every_s[self._config.model_control])
+            self._poll = asyncio.create_task(poll)
+        self._manager.on_breach = self._breached
 
     async def close(self) -> None:
         """Listens no more, and writes the traces that are left."""
@@ -139,8 +156,87 @@ class ServerControl:
         await self._tell_all(UnloadModel(model, dependents))
 
     def _check_allowed(self) -> None:
-        if self._config.model_control != "explicit":
+        if self._config.model_control not in ("explicit", "watch"):
             raise control_refused()
+
+    # -- versions and memory -------------------------------------------------------------------
+
+    def overview(self) -> list[dict[str, Any]]:
+        """Every version, with aliases, size, use; of the worker that is asked."""
+        return self._manager.describe()
+
+    def history(self, model: str) -> list[dict[str, Any]]:
+        """What became of a model, oldest first. Raises ModelNotFound."""
+        lines = self._manager.histories.of(model)
+        if not lines and all(status.name != model for status in self._catalog.statuses()):
+            raise ModelNotFound(f"Request for unknown model: '{model}' is not found", model=model)
+        return lines
+
+    async def promote(self, model: str, version: str, alias: str = STABLE) -> dict[str, str]:
+        """``alias`` stands for ``version`` from now on ("latest": for none); the aliases after.
+
+        Raises:
+            InvalidRequest: there is no such version, or it cannot be loaded.
+            ModelNotFound: there is no such model.
+        """
+        self._check_known(model)
+        check_alias(alias)
+        aliases = self._catalog.aliases(model)
+        before = aliases.pop(alias, "")
+        if version != "latest":
+            aliases[alias] = aliases.get(version, version)
+        await self._tell_all(SetAliases(model, aliases, f"promote {version}"))
+        self._before.setdefault((model, alias), []).append(before)
+        return self._catalog.aliases(model)
+
+    async def rollback(self, model: str, alias: str = STABLE) -> dict[str, str]:
+        """Back to what answered before: in memory still, or by its number; the aliases after.
+
+        Raises:
+            InvalidRequest: there is nothing to go back to.
+            ModelNotFound: there is no such model.
+        """
+        self._check_known(model)
+        if alias == STABLE and self._manager.stands_by(model):
+            await self._tell_all(RollBack(model, "rolled back by hand"))
+            return self._catalog.aliases(model)
+        kept = self._before.get((model, alias), [])
+        aliases = self._catalog.aliases(model)
+        if kept:
+            version = kept[-1]
+        elif alias == STABLE:
+            version = await asyncio.to_thread(self._repository.earlier, model)
+        else:
+            version = ""
+        if not (kept or version):
+            raise InvalidRequest(
+                f"model '{model}' has nothing to go back to",
+                code="nothing_to_roll_back",
+                hint="name a version: headrace models promote NAME VERSION",
+                model=model,
+            )
+        aliases.pop(alias, None)
+        if version:
+            aliases[alias] = version
+        await self._tell_all(SetAliases(model, aliases, "rollback"))
+        if kept:
+            kept.pop()
+        return self._catalog.aliases(model)
+
+    async def pin(self, model: str, *, pinned: bool = True) -> None:
+        """Whether it may leave memory to make room. Raises ModelNotFound."""
+        self._check_known(model)
+        await self._tell_all(Pin(model, pinned))
+
+    def _check_known(self, model: str) -> None:
+        if all(status.name != model for status in self._catalog.statuses()):
+            raise ModelNotFound(f"Request for unknown model: '{model}' is not found", model=model)
+
+    def _breached(self, model: str, reason: str) -> None:
+        """A newcomer is worse than what it replaced: no worker keeps it."""
+        task = asyncio.create_task(self._tell_all(RollBack(model, reason)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # -- statistics --------------------------------------------------------------------------
 
@@ -223,6 +319,12 @@ class ServerControl:
                 await self._repository.load(model, config, files)
             case UnloadModel(model, dependents):
                 await self._repository.unload(model, dependents=dependents)
+            case SetAliases(model, aliases, why):
+                await self._repository.set_aliases(model, aliases, why)
+            case RollBack(model, reason):
+                self._repository.roll_back(model, reason)
+            case Pin(model, pinned):
+                self._manager.pin(model, pinned=pinned)
             case ChangeTrace(model, update):
                 self._tracing.update(model, update)
             case ChangeLog(update):
@@ -233,3 +335,13 @@ class ServerControl:
                 self._regions.unregister(region)
             case _:
                 raise InvalidRequest(f"unknown command {msgspec.to_builtins(command)}")
+
+
+def check_alias(alias: str) -> None:
+    """Raises InvalidRequest where it could be taken for a version, or is no name."""
+    if not _ALIAS.fullmatch(alias) or alias == "latest":
+        raise InvalidRequest(
+            f"{alias!r} cannot be an alias",
+            code="wrong_alias",
+            hint="a letter, then letters, digits, '.', '_' or '-'; not 'latest'",
+        )

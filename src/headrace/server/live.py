@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+import msgspec
+
 from headrace.config import Config
 from headrace.engine.catalog import Catalog
 from headrace.engine.models import ModelManager
@@ -27,6 +29,7 @@ from headrace.errors import (
 from headrace.repository.base import ScanResult
 from headrace.repository.control import discard, list_models, scan_model
 from headrace.repository.folders import check_name
+from headrace.repository.versions import VERSION_FOLDER
 from headrace.types import ModelVersionStatus
 
 _LOG = logging.getLogger("headrace.server")
@@ -34,6 +37,10 @@ _LOG = logging.getLogger("headrace.server")
 _UNLOAD_WAIT_S = 1.0
 """An answer to ``unload`` waits so long for the last requests; the rest is done behind it, as
 no request that comes after it reaches the model in any case."""
+
+_SETTLE_S = 1.0
+"""A folder that has changed is loaded when it looks the same after so long: what is half copied
+is not served, and not reported as broken either."""
 
 _WATCHED_MAX = 100_000
 """Files of one model whose times are compared; more are not looked at."""
@@ -73,6 +80,9 @@ class LiveRepository:
         self._sent: dict[str, ScanResult] = {}  # models whose files came with the command
         self._discarding: set[asyncio.Task[None]] = set()
         self._listed: set[str] = set()
+        self._aliases: dict[str, dict[str, str]] = {}  # said while the server runs
+        self._stopped: dict[str, object] = {}  # unloaded by hand, as it was on disk then
+        self._seen: dict[str, object] = {}  # changed at the last look
 
     def index(self, *, ready_only: bool) -> list[ModelVersionStatus]:
         """Every version that is or was served, and the models that were never loaded."""
@@ -127,7 +137,10 @@ class LiveRepository:
             self._catalog.forget_failures(name)
             for problem in found.problems:
                 self._note(problem.name, problem.version, problem.reason)
+            aliases = self._aliases.get(name, found.models[0].config.aliases)
+            self._catalog.set_aliases(name, aliases)
             self._marks[name] = mark, override
+            self._stopped.pop(name, None)
             self._discard_after(name, leaving)
             if override[1]:
                 self._sent[name] = found
@@ -167,7 +180,7 @@ class LiveRepository:
                 scan_model,
                 self._paths,
                 name,
-                config=self._config,
+                config=self._config_for(name, sent=bool(files)),
                 override=config,
                 files=files,
                 given_name=self._given_name,
@@ -185,6 +198,83 @@ class LiveRepository:
                 raise _refused(name, problem.version, problem.error)
             raise _unknown(name)
         return found
+
+    def _config_for(self, name: str, *, sent: bool) -> Config:
+        """The server's configuration, with the aliases said since; code that was sent is not run
+        unless that is allowed."""
+        config = self._config
+        if sent and config.server.code_from == "local":
+            server = msgspec.structs.replace(config.server, code_from="nowhere")
+            config = msgspec.structs.replace(config, server=server)
+        if name in self._aliases:
+            model = config.models.get(name, config.defaults)
+            model = msgspec.structs.replace(model, aliases=self._aliases[name])
+            config = msgspec.structs.replace(config, models={**config.models, name: model})
+        return config
+
+    async def set_aliases(self, name: str, aliases: dict[str, str], why: str = "") -> None:
+        """These names stand for these versions from now on; what is not in memory is loaded first.
+
+        Raises:
+            InvalidRequest: there is no such version, or it cannot be loaded: then nothing changes.
+        """
+        async with self._lock(name):
+            before = self._aliases.get(name)
+            self._aliases[name] = dict(aliases)
+            try:
+                found = await self._scan(name, self._marks.get(name, (None, (None, {})))[1])
+                await self._load_named(name, set(aliases.values()), found)
+            except HeadraceError:
+                if before is None:
+                    del self._aliases[name]
+                else:
+                    self._aliases[name] = before
+                raise
+            self._catalog.set_aliases(name, aliases)
+            told = ", ".join(f"{alias} = {version}" for alias, version in sorted(aliases.items()))
+            self._manager.note(name, f"{why or 'aliases'}: {told or 'the highest version answers'}")
+            wanted = {source.version for source in found.models}
+            for served in self._catalog.served():
+                if served.name == name and served.version not in wanted:
+                    self._manager.retire(served, drain_s=self._drain_s)
+
+    async def _load_named(self, name: str, wanted: set[str], found: ScanResult) -> None:
+        there = {each.version for each in self._catalog.served() if each.name == name}
+        there |= {version for absent, version in self._catalog.absent() if absent == name}
+        sources = {source.version: source for source in found.models}
+        for version in sorted(wanted - there):
+            if version not in sources:
+                reasons = [p.reason for p in found.problems if p.version in ("", version)]
+                raise InvalidRequest(
+                    f"model '{name}' has no version {version} that could be served"
+                    + (f": {reasons[0]}" if reasons else ""),
+                    code="no_such_version",
+                    hint=f"the versions here are {sorted(sources)}",
+                    model=name,
+                )
+            try:
+                await self._manager.load(sources[version])
+            except HeadraceError as error:
+                raise _refused(name, version, error) from error
+
+    def earlier(self, name: str) -> str:
+        """The highest version on disk below the one that answers; "": there is none."""
+        default = self._catalog.default(name)
+        numbers = [
+            int(entry.name)
+            for path in self._paths
+            for folder in (path / name, path)
+            if folder.name == name and folder.is_dir()
+            for entry in folder.iterdir()
+            if VERSION_FOLDER.fullmatch(entry.name) and entry.is_dir()
+        ]
+        below = [n for n in numbers if default.isdigit() and n < int(default)]
+        return str(max(below)) if below else ""
+
+    def roll_back(self, name: str, reason: str) -> None:
+        """What still stands by answers again; nothing where nothing does."""
+        if self._manager.stands_by(name):
+            self._manager.roll_back(name, reason, drain_s=self._drain_s)
 
     def _is_current(self, name: str, mark: tuple[object, Override]) -> bool:
         served = any(each.name == name for each in self._catalog.served())
@@ -213,7 +303,10 @@ class LiveRepository:
                 if served.name in names
             ]
             for each in names:
-                self._marks.pop(each, None)
+                known = self._marks.pop(each, None)
+                if known is not None:
+                    self._stopped[each] = known[0]
+                self._manager.forget_absent(each)
                 self._discard_after(each, leaving)
         if leaving:
             await asyncio.wait(leaving, timeout=_UNLOAD_WAIT_S)
@@ -229,7 +322,8 @@ class LiveRepository:
         """Keeps what is served like what is there; until cancelled."""
         failed: dict[str, object] = {}
         while True:
-            await asyncio.sleep(every_s)
+            # What has changed is looked at again soon: it is loaded once it has come to rest.
+            await asyncio.sleep(min(every_s, _SETTLE_S) if self._seen else every_s)
             try:
                 await self._look(failed)
             except (HeadraceError, OSError) as error:
@@ -240,8 +334,13 @@ class LiveRepository:
         for name in names:
             mark = await asyncio.to_thread(_marks_of, self._paths, name)
             known, override = self._marks.get(name, (None, (None, {})))
-            if mark == known or mark == failed.get(name):
+            if mark in (known, failed.get(name), self._stopped.get(name)):
+                self._seen.pop(name, None)
                 continue
+            if self._seen.get(name) != mark:
+                self._seen[name] = mark  # somebody may still be copying
+                continue
+            del self._seen[name]
             try:
                 await self.load(name, *override)
                 failed.pop(name, None)
@@ -275,7 +374,7 @@ def control_refused() -> ModelNotReady:
     return ModelNotReady(
         "explicit model load / unload is not allowed if polling is enabled",
         code="model_control",
-        hint="start the server with --model-control-mode=explicit",
+        hint="start the server with --watch, or with --model-control-mode=explicit",
     )
 
 
