@@ -118,16 +118,7 @@ class Application:
             shared_cache=self._shared_cache,
             instrument=self.metrics,
         )
-        self.manager = ModelManager(
-            self.engine,
-            cache_dir=cache_folder(config, os.environ),
-            compiled_bytes=config.compiled_cache_bytes,
-            instrument=self.metrics,
-            workers=server.workers,
-            shares_answers=self._shared_cache is not None,
-            memory_budget_bytes=config.memory_budget_bytes,
-            parallel_loads=server.parallel_loads,
-        )
+        self.manager = self._make_manager()
         self._paths, self._name = tuple(paths), name
         self.shared_memory = SharedMemory()
         self._rest = LateApplication(self._build_rest)
@@ -150,6 +141,19 @@ class Application:
         self._long_calls = LongCalls()
         self._servers: list[asyncio.Server] = []
         self._grpcio: GrpcioServer | None = None
+
+    def _make_manager(self) -> ModelManager:
+        config = self._config
+        return ModelManager(
+            self.engine,
+            cache_dir=cache_folder(config, os.environ),
+            compiled_bytes=config.compiled_cache_bytes,
+            instrument=self.metrics,
+            workers=config.server.workers,
+            shares_answers=self._shared_cache is not None,
+            memory_budget_bytes=config.memory_budget_bytes,
+            parallel_loads=config.server.parallel_loads,
+        )
 
     @cached_property
     def control(self) -> ServerControl:

@@ -40,6 +40,30 @@ class FakeControl:
         """Writes it down."""
         self._ask("unload", model, dependents)
 
+    def overview(self) -> Sequence[Mapping[str, Any]]:
+        """One version."""
+        self._ask("overview")
+        return [{"name": "m", "version": "1", "state": "READY", "aliases": [], "size_bytes": 1}]
+
+    def history(self, model: str) -> Sequence[Mapping[str, Any]]:
+        """Nothing happened."""
+        self._ask("history", model)
+        return []
+
+    async def promote(self, model: str, version: str, alias: str = "stable") -> dict[str, str]:
+        """Writes it down."""
+        self._ask("promote", model, version, alias)
+        return {alias: version}
+
+    async def rollback(self, model: str, alias: str = "stable") -> dict[str, str]:
+        """Writes it down."""
+        self._ask("rollback", model, alias)
+        return {}
+
+    async def pin(self, model: str, *, pinned: bool = True) -> None:
+        """Writes it down."""
+        self._ask("pin", model, pinned)
+
     async def statistics(self, model: str = "", version: str = "") -> dict[str, Any]:
         """Of nothing."""
         self._ask("statistics", model, version)

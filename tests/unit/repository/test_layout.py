@@ -291,7 +291,7 @@ class TestConfiguration:
         [
             ("thraeds = 1", "unknown field 'thraeds'", "did you mean 'threads'?"),
             ("[batching]\nmax_batch = 1", "'batching.max_batch'", "did you mean 'max_batch_size'?"),
-            ("zzz = 1", "unknown field 'zzz'", "known: allow_nonfinite, batch_inputs"),
+            ("zzz = 1", "unknown field 'zzz'", "known: aliases, allow_nonfinite, batch_inputs"),
             ('threads = "two"', "threads: Expected int, got str", ""),
             ("threads = -1", "threads: Expected int >= 0", ""),
             ("batching = 3", "batching: Expected object, got int", ""),
