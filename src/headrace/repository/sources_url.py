@@ -87,6 +87,7 @@ class NoDowngrade(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
+        """The request to follow with; raises PullError where it would be a weaker one."""
         if req.type == "https" and urllib.parse.urlsplit(newurl).scheme != "https":
             raise PullError(f"{req.host} redirects from https to something weaker")
         return super().redirect_request(req, fp, code, msg, headers, newurl)

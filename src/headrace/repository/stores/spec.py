@@ -20,6 +20,7 @@ import urllib.parse
 import msgspec
 
 from headrace.errors import StoreError
+from headrace.repository.versions import VERSION_FOLDER
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _DIGEST = re.compile(r"sha256=([0-9a-fA-F]{64})")
@@ -63,6 +64,8 @@ class StoreSpec(msgspec.Struct, frozen=True):
             stem = parts.pop().removesuffix(".onnx")
             if stem != "model":
                 return stem
+        while parts and VERSION_FOLDER.fullmatch(parts[-1]):  # of a version; its model is above
+            parts.pop()
         default = self.place if self.kind == "s3" else "model"
         return parts[-1] if parts else default
 
@@ -114,7 +117,8 @@ def _parse_web(spec: str, scheme: str) -> StoreSpec:
         raise StoreError(
             f"{store.label}: a password over http can be read on the way", hint="use https"
         )
-    if parts.fragment and not (found := _DIGEST.fullmatch(parts.fragment)):
+    found = _DIGEST.fullmatch(parts.fragment)
+    if parts.fragment and not found:
         raise StoreError(f"{store.label}: the fragment is not #sha256= and 64 hexadecimal digits")
     if not parts.fragment and (scheme == "http" or not is_folder):
         raise _undigested(store, scheme)
@@ -123,7 +127,7 @@ def _parse_web(spec: str, scheme: str) -> StoreSpec:
             f"{store.label} is neither a folder nor an .onnx file",
             hint="the address of a folder ends with a slash",
         )
-    return msgspec.structs.replace(store, sha256=found[1].lower() if parts.fragment else "")
+    return msgspec.structs.replace(store, sha256=found[1].lower() if found else "")
 
 
 def _undigested(store: StoreSpec, scheme: str) -> StoreError:
