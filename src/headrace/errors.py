@@ -21,6 +21,7 @@
         ├── ModelLoadError        a model file is broken, unsafe or of an unknown kind
         ├── MissingExtra          an optional dependency is not installed
         ├── PullError             a model could not be fetched or verified
+        │   └── StoreError        a remote store of models does not give what it should
         └── AddressInUse          the port is taken
 
 The tree knows no transport: ``frontends/status.py`` holds the only table from these
@@ -188,6 +189,17 @@ class PullError(OperatorError):
     """A model could not be fetched, or is not what its digest says."""
 
     default_code = "pull_error"
+
+
+class StoreError(PullError):
+    """A remote store of models is not there, or does not give what it should.
+
+    ``code`` says which: ``store_unreachable`` may be over by itself and is tried again,
+    ``store_not_found``, ``store_denied``, ``store_changed``, ``store_digest``, ``store_no_room``,
+    ``store_unsafe``, ``store_stopped``; ``store_error`` is everything else.
+    """
+
+    default_code = "store_error"
 
 
 class AddressInUse(OperatorError):

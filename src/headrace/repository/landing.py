@@ -61,9 +61,7 @@ def land(folder: Path, target: Path, *, replace: bool) -> None:
     Raises:
         OSError: the disk refuses; ``target`` is as it was.
     """
-    for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
+    make_durable(folder)
     old = folder.with_name("replaced")
     moved = replace and target.exists()
     if moved:
@@ -74,10 +72,18 @@ def land(folder: Path, target: Path, *, replace: bool) -> None:
         if moved:
             old.rename(target)
         raise
-    _sync(target.parent)
+    sync_path(target.parent)
 
 
-def _sync(path: Path) -> None:
+def make_durable(folder: Path) -> None:
+    """Everything in it is on the disk afterwards, its own entry aside. Raises OSError."""
+    for path in folder.rglob("*"):
+        sync_path(path)
+    sync_path(folder)
+
+
+def sync_path(path: Path) -> None:
+    """The file's content, or the folder's list of names, is on the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -43,7 +43,7 @@ def fetch_url(source: Source, folder: Path, *, has_digest: bool) -> Fetched:
             f"{source.label} is not https",
             hint="use https, or say what you expect with --sha256",
         )
-    opener = urllib.request.build_opener(_NoDowngrade())
+    opener = urllib.request.build_opener(NoDowngrade())
     request = urllib.request.Request(source.name, headers={"User-Agent": "headrace-pull"})  # noqa: S310 - parse_source admits http and https only
     try:
         with opener.open(request, timeout=TIMEOUT_S) as response:
@@ -75,7 +75,7 @@ def fetch_file(source: Source) -> Fetched:
     return Fetched(path=path, name=path.name)
 
 
-class _NoDowngrade(urllib.request.HTTPRedirectHandler):
+class NoDowngrade(urllib.request.HTTPRedirectHandler):
     """Follows redirects, but never from https to something weaker."""
 
     def redirect_request(  # noqa: PLR0917 - the base class's signature
@@ -87,6 +87,7 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
         headers: http.client.HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
+        """The request to follow with; raises PullError where it would be a weaker one."""
         if req.type == "https" and urllib.parse.urlsplit(newurl).scheme != "https":
             raise PullError(f"{req.host} redirects from https to something weaker")
         return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -12,7 +12,7 @@ import pytest
 from headrace.errors import PullError
 from headrace.repository.expected import Expected
 from headrace.repository.sources import parse_source
-from headrace.repository.sources_url import _NoDowngrade
+from headrace.repository.sources_url import NoDowngrade
 
 A, B = "a" * 64, "b" * 64
 
@@ -116,7 +116,7 @@ def test_a_digest_must_fit_one_file(files: dict[str, str]) -> None:
 
 
 def test_redirects_never_leave_https() -> None:
-    handler = _NoDowngrade()
+    handler = NoDowngrade()
     request = urllib.request.Request("https://h.example/a")
     answer = io.BytesIO(), 302, "Found", Message()
     with pytest.raises(PullError, match="something weaker"):
