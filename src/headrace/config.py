@@ -467,6 +467,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """For built graphs, compiled models and measured profiles. "" = ``$XDG_CACHE_HOME/headrace``;
     safe to delete at any time."""
 
+    store_cache_bytes: Positive = 64 * GIB
+    """That the models of one store (``s3://``, ``https://``) may take in ``cache_dir``."""
+
     compiled_cache_bytes: int = COMPILED_CACHE_BYTES
     """That compiled models may take in ``cache_dir``; those used least recently go. 0 = none
     are kept."""

@@ -16,10 +16,12 @@ from headrace.loading import LoadedConfig, cache_folder, config_file, explain, l
 if TYPE_CHECKING:
     from headrace.config import Config
     from headrace.repository.base import ScanResult
+    from headrace.repository.mirrors import Mirrors
 
 _EPILOG = """\
 examples:
   headrace serve model.onnx                      one file, nothing to configure
+  headrace serve s3://bucket/models              fetched, verified, then served
   headrace serve ./models --watch                new versions are served as they come
   headrace serve ./models --workers 2            a repository: <model>/<version>/<file>
   headrace serve ./minilm --port 0               a Hugging Face folder, any free port
@@ -63,7 +65,9 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("models", nargs="*", help="model file, model folder or repository")
+    parser.add_argument(
+        "models", nargs="*", help="model file, model folder, repository, or store of them"
+    )
     parser.add_argument("--name", default="", help="what to call the model (one model only)")
     parser.add_argument("--config", help="configuration file (default: headrace.toml if there)")
     parser.add_argument("--show-config", action="store_true", help="print settings and stop")
@@ -180,7 +184,8 @@ def _serve_alone(args: argparse.Namespace, config: Config) -> int:
     from headrace.repository.layout import scan
     from headrace.server import ports
 
-    found = scan([Path(path) for path in args.models], config=config, name=args.name)
+    mirrors = _mirrors(args, config)
+    found = scan(mirrors.paths, config=config, name=args.name)
     _tell_notes(found)
     listeners, server = ports.listen(config.server)
     config = msgspec.structs.replace(config, server=server)
@@ -204,8 +209,9 @@ def _serve_alone(args: argparse.Namespace, config: Config) -> int:
             listeners,
             openings=openings,
             announce=_announcement(config),
-            paths=[Path(path) for path in args.models],
+            paths=mirrors.paths,
             name=args.name,
+            fetch=mirrors.fetch if mirrors.mirrors else None,
         )
 
     return uvloop.run(main())
@@ -224,7 +230,7 @@ def _serve_with_workers(args: argparse.Namespace, config: Config) -> int:
     from headrace.server.worker import WorkerSpec
 
     # A mistake in the paths is told here, once, and not by every worker.
-    found = scan([Path(path) for path in args.models], config=config, name=args.name)
+    found = scan(_mirrors(args, config).paths, config=config, name=args.name)
     _tell_notes(found)
     held, server = ports.reserve(config.server)
     config = msgspec.structs.replace(config, server=server)
@@ -257,6 +263,15 @@ def _serve_with_workers(args: argparse.Namespace, config: Config) -> int:
             on_roster=on_roster,
         )
         return run_workers(supervisor)
+
+
+def _mirrors(args: argparse.Namespace, config: Config) -> Mirrors:
+    """The paths that were given; what stores among them hold is fetched first."""
+    from headrace.repository.mirrors import Mirrors
+
+    mirrors = Mirrors(args.models, cache_folder(config, os.environ), config.store_cache_bytes)
+    mirrors.fetch(first=True)
+    return mirrors
 
 
 def _tell_notes(found: ScanResult) -> None:

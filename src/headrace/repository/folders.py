@@ -16,6 +16,15 @@ def is_ignored(name: str) -> bool:
     return name.startswith((".", "_")) or name.endswith((".tmp", ".part"))
 
 
+MIRROR_MARK = ".headrace-store"
+"""Folder in a mirror of a store; see ``repository.stores``."""
+
+
+def is_mirrored(path: Path) -> bool:
+    """Whether ``path`` lies in the mirror of a store: somebody else wrote what is there."""
+    return any((folder / MIRROR_MARK).is_dir() for folder in path.absolute().parents)
+
+
 def list_folder(folder: Path) -> list[Path]:
     """What is in ``folder``, by name, without what :func:`is_ignored`.
 

@@ -13,6 +13,7 @@ from headrace.errors import ConfigError, ModelLoadError, OperatorError
 from headrace.repository.base import ModelSource, Problem, ScanResult
 from headrace.repository.folders import (
     check_name,
+    is_mirrored,
     list_folder,
     refuse_links_out,
     require_inside,
@@ -80,8 +81,7 @@ class Scanner:
 
     def result(self) -> ScanResult:
         """Everything so far."""
-        if self._config.server.code_from == "nowhere":
-            self._refuse_code()
+        self._refuse_code()
         found = {source.name for source in self._models} | {p.name for p in self._problems}
         missing = sorted((self._only or frozenset()) - found)
         problems = [Problem(name, "", Path(name), _not_there(name)) for name in missing]
@@ -93,8 +93,15 @@ class Scanner:
         )
 
     def _refuse_code(self) -> None:
-        code = [source for source in self._models if source.format == "python"]
-        self._models = [source for source in self._models if source.format != "python"]
+        """Takes out what would run code that ``server.code_from`` does not allow."""
+        allowed = self._config.server.code_from
+        code = [
+            source
+            for source in self._models
+            if source.format == "python" and allowed != "anywhere"
+            if allowed == "nowhere" or is_mirrored(source.path)
+        ]
+        self._models = [source for source in self._models if source not in code]
         for source in code:
             error = ModelLoadError(
                 f"model {source.name!r} is Python code, which this server does not run from there",

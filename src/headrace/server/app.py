@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -95,6 +95,7 @@ class Application:
         group: Group | None = None,
         paths: Sequence[Path] = (),
         name: str = "",
+        fetch: Callable[[], None] | None = None,
     ) -> None:
         server = config.server
         np.seterr(over="raise")  # a number too large for its datatype is the client's error
@@ -119,7 +120,7 @@ class Application:
             instrument=self.metrics,
         )
         self.manager = self._make_manager()
-        self._paths, self._name = tuple(paths), name
+        self._paths, self._name, self._fetch = tuple(paths), name, fetch
         self.shared_memory = SharedMemory()
         self._rest = LateApplication(self._build_rest)
         router = Router(
@@ -174,6 +175,7 @@ class Application:
                 config=self._config,
                 drain_s=server.drain_timeout_s,
                 given_name=self._name,
+                fetch=self._fetch,
             ),
             manager=self.manager,
             tracing=Tracing(
@@ -388,8 +390,11 @@ async def serve(
     announce: Sequence[str] = (),
     paths: Sequence[Path] = (),
     name: str = "",
+    fetch: Callable[[], None] | None = None,
 ) -> int:
     """One server process, from start to end.
+
+    ``fetch``: brings what stores hold to ``paths``; blocks.
 
     Stopped while it loads, or while a request does not end within ``drain_timeout_s``, it
     ends the process itself: a thread that loads or runs a model cannot be interrupted, and
@@ -401,7 +406,7 @@ async def serve(
     Raises:
         HeadraceError: it could not start.
     """
-    app = Application(config, group=group, paths=paths, name=name)
+    app = Application(config, group=group, paths=paths, name=name, fetch=fetch)
     signals = _Signals(app)
     try:
         if group is None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -56,6 +57,7 @@ class LiveRepository:
         paths: files, model folders and repositories, as the server was started with them.
         drain_s: how long requests of a model that leaves may still wait.
         given_name: what the server was told to call its one model.
+        fetch: brings what stores hold to ``paths``; blocks. None: there are no stores.
     """
 
     def __init__(
@@ -67,7 +69,10 @@ class LiveRepository:
         config: Config,
         drain_s: float,
         given_name: str = "",
+        fetch: Callable[[], None] | None = None,
     ) -> None:
+        self._fetch = fetch
+        self._fetched_s = time.monotonic()
         self._manager = manager
         self._catalog = catalog
         self._paths = tuple(paths)
@@ -113,7 +118,14 @@ class LiveRepository:
             check_name(name, Path(name))
         except OperatorError as error:
             raise _unknown(name) from error
+        await self._bring_up_to_date(0.0)
         await self._load(name, (config, files or {}), ())
+
+    async def _bring_up_to_date(self, every_s: float) -> None:
+        """What stores hold, if that was not fetched within ``every_s``; failures are logged."""
+        if self._fetch is not None and time.monotonic() - self._fetched_s >= every_s:
+            await asyncio.to_thread(self._fetch)
+            self._fetched_s = time.monotonic()
 
     async def _load(self, name: str, override: Override, above: tuple[str, ...]) -> None:
         async with self._lock(name):
@@ -325,6 +337,7 @@ class LiveRepository:
             # What has changed is looked at again soon: it is loaded once it has come to rest.
             await asyncio.sleep(min(every_s, _SETTLE_S) if self._seen else every_s)
             try:
+                await self._bring_up_to_date(self._config.server.repository_poll_s)
                 await self._look(failed)
             except (HeadraceError, OSError) as error:
                 _LOG.warning("looking at the repository failed: %s", error)
@@ -342,7 +355,7 @@ class LiveRepository:
                 continue
             del self._seen[name]
             try:
-                await self.load(name, *override)
+                await self._load(name, override, ())
                 failed.pop(name, None)
             except HeadraceError as error:
                 failed[name] = mark  # told once, and tried again when it has changed

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 import uvloop
 
 from headrace.config import Config
 from headrace.errors import HeadraceError
+from headrace.loading import cache_folder
 from headrace.repository.layout import scan
+from headrace.repository.mirrors import Mirrors
 from headrace.server import ports
 from headrace.server.app import serve
 from headrace.server.group import Group
@@ -52,10 +54,20 @@ async def _run(seat: Seat, spec: WorkerSpec) -> int:
     group = Group(seat)
     try:
         server = spec.config.server
-        paths = [Path(path) for path in spec.paths]
+        cache_dir = cache_folder(spec.config, os.environ)
+        mirrors = Mirrors(spec.paths, cache_dir, spec.config.store_cache_bytes)
+        paths = mirrors.paths
         found = scan(paths, config=spec.config, name=spec.name)
         listeners = ports.bind(server)
-        return await serve(spec.config, found, listeners, group=group, paths=paths, name=spec.name)
+        return await serve(
+            spec.config,
+            found,
+            listeners,
+            group=group,
+            paths=paths,
+            name=spec.name,
+            fetch=mirrors.fetch if mirrors.mirrors else None,
+        )
     except Exception as error:
         # The supervisor shows the reason once for all workers.
         group.link.failed(error)

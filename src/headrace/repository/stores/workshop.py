@@ -28,14 +28,15 @@ from pathlib import Path
 
 import msgspec
 
+from headrace.digests import write_atomically
 from headrace.errors import StoreError
-from headrace.repository.digests import write_atomically
+from headrace.repository.folders import MIRROR_MARK
 from headrace.repository.stores.base import NO_ROOM, STOPPED, Progress, RemoteFile, Stop
 from headrace.repository.stores.digests import holds
 from headrace.repository.stores.placing import put_back
 from headrace.repository.stores.plan import is_in
 
-FOLDER_NAME = ".headrace-store"
+FOLDER_NAME = MIRROR_MARK
 
 _LOOK_S = 0.1
 _FULL = (errno.ENOSPC, errno.EDQUOT)
