@@ -145,9 +145,8 @@ class Loader:
             loaded = await asyncio.to_thread(self._load, source, tell, before)
         loaded.took_ns = time.monotonic_ns() - started_ns
         loaded.source = source
-        served = loaded.served
-        if not served.size_bytes and not served.steps:  # several were opened at one time
-            served.size_bytes = await asyncio.to_thread(self.known_bytes, source)
+        if not loaded.served.size_bytes:  # several were opened at one time
+            await asyncio.to_thread(self._weigh, loaded.served, source, None)
         loaded.mark = loaded.mark or await asyncio.to_thread(mark_of, source)
         return loaded
 
@@ -194,13 +193,16 @@ class Loader:
         finally:
             took = self._meter.end(reading)
         loaded.mark = mark
-        served = loaded.served
+        self._weigh(loaded.served, source, took)
+        return loaded
+
+    def _weigh(self, served: ServedModel, source: ModelSource, took: int | None) -> None:
+        """What it takes: of its processes, as it was measured (``took``), or as its files are."""
         pids: Callable[[], tuple[int, ...]] | None = getattr(served.loaded, "process_ids", None)
         if pids is not None:
             served.size_bytes = processes_bytes(pids())
-        else:
+        elif not served.steps:
             served.size_bytes = self.known_bytes(source) if took is None else max(took, 1)
-        return loaded
 
     def _finish(self, opened: Opened, tell: Tell, before: ServedModel | None) -> Loaded:
         """What is still to be known before an opened model can be served."""

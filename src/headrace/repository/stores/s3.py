@@ -70,7 +70,6 @@ class S3Store:
     def __init__(self, spec: StoreSpec, *, timeout_s: float = TIMEOUT_S) -> None:
         try:
             import boto3
-            import urllib3
             from botocore import exceptions
         except ImportError:
             raise MissingExtra(spec.label, extra="s3", package="boto3") from None
@@ -87,7 +86,6 @@ class S3Store:
             exceptions.HTTPClientError,
             exceptions.ConnectionError,
             exceptions.IncompleteReadError,
-            urllib3.exceptions.HTTPError,
         )
         self._misunderstandings = (exceptions.BotoCoreError, ValueError)
         with self._translated(""):
