@@ -16,6 +16,8 @@ from benchmarks.tables import render
 BENCHMARKS = (
     "startup",
     "coldstart",
+    "lifecycle",
+    "faults",
     "core",
     "goodput",
     "slo",

@@ -22,6 +22,7 @@ from headrace.engine.departures import Departures
 from headrace.engine.engine import Engine
 from headrace.engine.ensemble import Ensembles
 from headrace.engine.history import Histories
+from headrace.engine.housekeeping import Housekeeping
 from headrace.engine.limits import costs_of
 from headrace.engine.loads import Loaded, Loader, unchanged
 from headrace.engine.lobby import Lobby
@@ -37,9 +38,6 @@ from headrace.repository.base import ModelSource
 from headrace.telemetry.instruments import Instrument
 
 _LOG = logging.getLogger("headrace.engine")
-
-_HOUSEKEEPING_S = 5.0
-"""Between two looks at what is idle; a tenth of the shortest ``idle_unload``, if that is less."""
 
 _EVICT_DRAIN_S = 10.0
 """How long requests of a model that makes room may still wait."""
@@ -98,7 +96,9 @@ class ModelManager:
             left=self._left,
         )
         self._parallel = asyncio.Semaphore(1 if memory_budget_bytes else parallel_loads)
-        self._housekeeping: asyncio.Task[None] | None = None
+        self._house = Housekeeping(
+            self._residency, self.evict, lambda: not self._parallel.locked(), self._may_leave
+        )
 
     # -- loading -----------------------------------------------------------------------------
 
@@ -133,7 +133,7 @@ class ModelManager:
                 errors.append(outcome)
             elif isinstance(outcome, BaseException):
                 raise outcome
-        self._keep_house(sources)
+        self._house.keep(sources)
         return errors
 
     async def _load_at_start(
@@ -315,8 +315,7 @@ class ModelManager:
     async def close(self) -> None:
         """Unloads every model. The engine must have been drained and closed."""
         self.lobby.close()
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
+        self._house.close()
         standing: list[ServedModel] = []
         for standby in self._standbys.values():
             standby.end()
@@ -471,23 +470,8 @@ class ModelManager:
         """Whether a model may leave memory to make room, or because nobody asks for it."""
         self._residency.pin(name, pinned)
 
-    def _keep_house(self, sources: Sequence[ModelSource]) -> None:
-        idle_ns = [s.config.residency.idle_unload_ns for s in sources]
-        shortest_ns = min((each for each in idle_ns if each), default=0)
-        if self._housekeeping is None and (shortest_ns or self._residency.budget_bytes):
-            pause_s = min(_HOUSEKEEPING_S, shortest_ns / 1e10 or _HOUSEKEEPING_S)
-            self._housekeeping = asyncio.create_task(self._look_after(max(0.02, pause_s)))
-
-    async def _look_after(self, pause_s: float) -> None:
-        while True:
-            await asyncio.sleep(pause_s)
-            self._residency.tick()
-            for served in self._residency.idle():
-                if served not in self._departures and self._is_current(served):
-                    await self.evict(served, "nobody asked for it")
-
-    def _is_current(self, served: ServedModel) -> bool:
-        return served in self._engine.catalog.served()
+    def _may_leave(self, served: ServedModel) -> bool:
+        return served not in self._departures and served in self._engine.catalog.served()
 
     def note(self, name: str, text: str) -> None:
         """Writes into the history of a model's current versions."""

@@ -26,6 +26,11 @@ PEAK = 2.6
 what the heap rounds up. Measured: 2.0 to 2.6 (see ``engine.memory``)."""
 
 
+HEADROOM = 0.05
+"""Of the budget is left free when a model is placed: between two placings the heap grows by what
+requests need, and returns it late."""
+
+
 class Place:
     """What is known of one version in memory."""
 
@@ -92,7 +97,7 @@ class Residency:
         return place(
             int(needed_bytes * PEAK),
             self.residents(),
-            budget_bytes=self.budget_bytes,
+            budget_bytes=int(self.budget_bytes * (1 - HEADROOM)),
             used_bytes=used_bytes,
         )
 
