@@ -52,12 +52,12 @@ def test_a_whole_life(kept: Kept) -> None:
     for phase in ("loading", "measuring", "warming"):
         of.step(copy, phase)
         assert of.phase(copy) == phase
-        clock.advance(SECOND_NS)
+        clock.advance_ns(SECOND_NS)
     publish(kept)
     of.loaded(copy, "onnxruntime")
     assert of.phase(copy) == ""
     assert kept.shown() == ("READY", "")
-    clock.advance(2 * SECOND_NS)
+    clock.advance_ns(2 * SECOND_NS)
     kept.catalog.withdraw(kept.catalog.served()[0], "UNLOADING")
     of.unload(copy, "nobody asked for it")
     assert kept.shown() == ("UNLOADING", "nobody asked for it")
@@ -80,16 +80,16 @@ def test_a_whole_life(kept: Kept) -> None:
 def test_each_line_says_how_long_what_it_ends_had_lasted(kept: Kept) -> None:
     copy = kept.of.begin("m", "1")
     kept.of.step(copy, "loading")
-    kept.clock.advance(SECOND_NS // 2)
+    kept.clock.advance_ns(SECOND_NS // 2)
     kept.of.step(copy, "warming")
-    kept.clock.advance(SECOND_NS // 4)
+    kept.clock.advance_ns(SECOND_NS // 4)
     kept.of.loaded(copy)
     assert kept.lines("event", "lasted_s")[2:] == [("step", 0.5), ("loaded", 0.25)]
 
 
 def test_lines_have_the_time_of_people(kept: Kept) -> None:
     kept.of.begin("m", "1")
-    kept.clock.advance(3 * SECOND_NS)
+    kept.clock.advance_ns(3 * SECOND_NS)
     kept.of.begin("m", "2")
     assert kept.lines("at", "version") == [(WALL_S, "1"), (WALL_S + 3, "2")]
 

@@ -252,7 +252,7 @@ class Reply:
 
 
 @pytest.fixture
-def house(bench) -> House:
+async def house(bench) -> House:
     house = House()
     bench.engine.lobby = house.lobby
     bench.engine.catalog.set_absent("m", "1")
