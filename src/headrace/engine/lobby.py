@@ -118,8 +118,7 @@ class Lobby:
 
     def _begin(self, key: tuple[str, str]) -> None:
         if key not in self._tasks:
-            task = self._tasks[key] = asyncio.create_task(self._fetch(key))
-            task.add_done_callback(lambda _: self._tasks.pop(key, None))
+            self._tasks[key] = asyncio.create_task(self._fetch(key))
 
     async def _fetch(self, key: tuple[str, str]) -> None:
         error: HeadraceError | None = None
@@ -129,6 +128,8 @@ class Lobby:
             error = _told(caught)
             self._failed[key] = time.monotonic() + _FAILED_S, error
             _LOG.error("model %s version %s was asked for: %s", *key, error.message)
+        finally:
+            self._tasks.pop(key, None)  # a guest may find it gone again, and wait for another load
         for guest in self._rooms.pop(key, ()):
             if not _end(guest):
                 continue
