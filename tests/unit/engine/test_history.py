@@ -22,11 +22,12 @@ class Kept:
 
     def __init__(self) -> None:
         self.clock = ManualClock()
+        self._start_ns = self.clock.now_ns()
         self.catalog = Catalog()
         self.of = Histories(self.catalog, self.clock.now_ns, wall_s=self.wall_s)
 
     def wall_s(self) -> float:
-        return WALL_S + self.clock.now_ns() / 1e9
+        return WALL_S + (self.clock.now_ns() - self._start_ns) / 1e9
 
     def shown(self) -> tuple[str, str]:
         (status,) = self.catalog.statuses()
