@@ -15,7 +15,13 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from headrace.errors import HeadraceError, ModelAbsent, ModelNotReady, Overloaded
+from headrace.errors import (
+    HeadraceError,
+    ModelAbsent,
+    ModelLoadError,
+    ModelNotReady,
+    Overloaded,
+)
 from headrace.lifetimes import ResidencyConfig
 from headrace.types import InferenceRequest
 
@@ -112,17 +118,18 @@ class Lobby:
 
     def _begin(self, key: tuple[str, str]) -> None:
         if key not in self._tasks:
-            task = self._tasks[key] = asyncio.create_task(self._fetch(key))
-            task.add_done_callback(lambda _: self._tasks.pop(key, None))
+            self._tasks[key] = asyncio.create_task(self._fetch(key))
 
     async def _fetch(self, key: tuple[str, str]) -> None:
         error: HeadraceError | None = None
         try:
             await self._bring(*key)
-        except HeadraceError as caught:
-            error = caught
-            self._failed[key] = time.monotonic() + _FAILED_S, caught
-            _LOG.error("model %s version %s was asked for: %s", *key, caught.message)
+        except Exception as caught:  # noqa: BLE001 - or they would wait until their time is over
+            error = _told(caught)
+            self._failed[key] = time.monotonic() + _FAILED_S, error
+            _LOG.error("model %s version %s was asked for: %s", *key, error.message)
+        finally:
+            self._tasks.pop(key, None)  # a guest may find it gone again, and wait for another load
         for guest in self._rooms.pop(key, ()):
             if not _end(guest):
                 continue
@@ -172,6 +179,12 @@ def _end(guest: _Guest) -> bool:
     if guest.timer is not None:
         guest.timer.cancel()
     return True
+
+
+def _told(error: Exception) -> HeadraceError:
+    if isinstance(error, HeadraceError):
+        return error
+    return ModelLoadError(f"{type(error).__name__}: {error}")
 
 
 def _could_not(key: tuple[str, str], error: HeadraceError, retry_after_ns: int) -> ModelNotReady:
