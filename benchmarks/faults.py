@@ -103,7 +103,7 @@ def half_copied(scene: Scene) -> tuple[str, float]:
 
 
 def deleted(scene: Scene) -> tuple[str, float]:
-    """the version that serves is deleted, and an older one is put back"""
+    """the version that serves is deleted, and another comes later"""
     shutil.rmtree(scene.model / "1")
     (scene.model / "notes.txt").write_text("nothing to load here\n")
     time.sleep(2.5)  # time to notice: what is in memory has to go on serving

@@ -121,7 +121,7 @@ class Loader:
         openings: Openings | None = None,
         *,
         tell: Tell = _nobody,
-        before: ServedModel | None = None,
+        before: Loaded | None = None,
     ) -> Loaded:
         """One version into memory.
 
@@ -129,7 +129,7 @@ class Loader:
             source: which.
             openings: where it is being opened already, perhaps.
             tell: told of phases.
-            before: what it is to replace, whose shapes it runs first.
+            before: what it is to replace: it runs as that does, and its shapes first.
 
         Raises:
             ModelLoadError, MissingExtra, ConfigError: why it cannot be served.
@@ -178,7 +178,7 @@ class Loader:
 
     # -- in a loading thread -----------------------------------------------------------------
 
-    def _load(self, source: ModelSource, tell: Tell, before: ServedModel | None) -> Loaded:
+    def _load(self, source: ModelSource, tell: Tell, before: Loaded | None) -> Loaded:
         mark = mark_of(source)  # before anything is read of it
         reading = self._meter.begin()
         try:
@@ -187,6 +187,7 @@ class Loader:
                 self._cache_dir,
                 self._compiled_bytes,
                 memory_budget=self._memory_budget,
+                like=_same_settings(source, before),
                 tell=tell,
             )
             loaded = self._finish(opened, tell, before)
@@ -204,7 +205,7 @@ class Loader:
         elif not served.steps:
             served.size_bytes = self.known_bytes(source) if took is None else max(took, 1)
 
-    def _finish(self, opened: Opened, tell: Tell, before: ServedModel | None) -> Loaded:
+    def _finish(self, opened: Opened, tell: Tell, before: Loaded | None) -> Loaded:
         """What is still to be known before an opened model can be served."""
         model = opened.model
         try:
@@ -212,7 +213,7 @@ class Loader:
             stored = self._profile(served, opened, tell)
             tell("warming")
             assembly.warm(served, opened.source, stored.profile)
-            self._shadow(served, opened, before)
+            self._shadow(served, opened, None if before is None else before.served)
             if self._shares_answers and served.config.response_cache:
                 served.fingerprint = assembly.fingerprint_of(opened.source)
         except BaseException:
@@ -276,6 +277,21 @@ def unchanged(sources: Sequence[ModelSource], there: Sequence[Loaded | None]) ->
         if loaded is not None and loaded.source == source
         if loaded.mark and loaded.mark == mark_of(source)
     }
+
+
+def _same_settings(source: ModelSource, before: Loaded | None) -> StoredProfile | None:
+    """How the predecessor runs, if nothing says that this one should run otherwise."""
+    if before is None or before.source.format != source.format:
+        return None
+    old, new = before.source.config, source.config
+    same = (old.runtime, old.instances, old.threads, old.isolation, old.runtime_options) == (
+        new.runtime,
+        new.instances,
+        new.threads,
+        new.isolation,
+        new.runtime_options,
+    )
+    return before.stored if same else None
 
 
 def _where(opened: Opened) -> str:

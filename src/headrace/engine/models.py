@@ -190,7 +190,8 @@ class ModelManager:
         kept = await asyncio.to_thread(unchanged, sources, known)
         before = [each for each in there if each.version not in kept]
         sources = [source for source in sources if source.version not in kept]
-        like = max(before, key=lambda each: each.health.answered, default=None)
+        asked = max(before, key=lambda each: each.health.answered, default=None)
+        like = None if asked is None else self._residency.places[asked].loaded
         outcomes = await asyncio.gather(
             *(self._open(source, before=like) for source in sources), return_exceptions=True
         )
@@ -213,7 +214,7 @@ class ModelManager:
         openings: Openings | None = None,
         *,
         evict: bool = True,
-        before: ServedModel | None = None,
+        before: Loaded | None = None,
     ) -> tuple[Loaded, int]:
         copy = self.histories.begin(source.name, source.version)
         loop = asyncio.get_running_loop()

@@ -99,6 +99,7 @@ def open_model(
     compiled_bytes: int = COMPILED_CACHE_BYTES,
     *,
     memory_budget: int = 0,
+    like: StoredProfile | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Opened:
     """Prepares, checks and loads one version. Blocks; any thread.
@@ -108,6 +109,9 @@ def open_model(
         cache_dir: for graphs, compiled models, measurements.
         compiled_bytes: that compiled models may take in the cache; 0 keeps none.
         memory_budget: bytes that models are to keep within, by unloading; 0: none.
+        like: how an earlier version of the model runs: with the same runtime, if that is the
+            reference of its format or the only one allowed, and as many threads, so that a swap
+            does not take from who serves what comparing costs.
         tell: told of each phase as it begins.
 
     Raises:
@@ -149,7 +153,8 @@ def open_model(
     key, stored = _remembered(
         source, ProfileStore(cache_dir / PROFILES), str(large.must_return_memory)
     )
-    runtime, instances, model = _start(source, artifact, stored, choose)
+    known = stored or (like if like is not None and _may_run_like(source, like) else None)
+    runtime, instances, model = _start(source, artifact, known, choose)
     spent_ns = time.monotonic_ns() - started_ns
     triton = runtime == "python" and getattr(model, "takes_requests", False)
     kind, reason = choose(runtime, triton=triton)
@@ -161,6 +166,13 @@ def open_model(
         reason,
     )
     return Opened(source, runtime, instances, model, stored, key, spent_ns, kind, reason)
+
+
+def _may_run_like(source: ModelSource, like: StoredProfile) -> bool:
+    """Another runtime than the reference has to prove anew that its answers agree."""
+    wanted = source.config.runtime
+    reference = runtimes.candidates(source.format)[:1] if wanted == "auto" else (wanted,)
+    return (like.runtime,) == tuple(reference)
 
 
 def _model_bytes(source: ModelSource) -> tuple[int, tuple[str, ...]]:
