@@ -230,6 +230,11 @@ def test_a_watched_repository_is_followed_and_nonsense_changes_nothing(
         assert np.allclose(answer(server, "a"), expected(5), atol=1e-5)
         assert np.allclose(answer(server, "b"), expected(0), atol=1e-5)
         assert models(server, "unload", "b").returncode == 0
+        for version in ("1", "2", "3"):
+            shutil.rmtree(repository / "a" / version)
+        (repository / "a" / "notes.txt").write_text("empty for now\n")
+        server.wait_for("what is in memory stays")
+        assert np.allclose(answer(server, "a"), expected(5), atol=1e-5)
         shutil.rmtree(repository / "a")
         wait_until(lambda: states(server)[("a", "2")][0] == "UNAVAILABLE", "a left")
         assert states(server)[("b", "1")] == ("UNAVAILABLE", "unloaded")  # by hand, and stays so

@@ -144,7 +144,8 @@ class Lifecycles:
             copy.since_ns = now_ns
             copy.phase = event.phase
         before, copy.state = copy.state, after
-        copy.reason = event.reason or copy.reason
+        if event.kind not in ("note", "step"):  # these do not change why it is where it is
+            copy.reason = event.reason
         entry = Entry(
             now_ns,
             copy.version,

@@ -88,6 +88,7 @@ class LiveRepository:
         self._aliases: dict[str, dict[str, str]] = {}  # said while the server runs
         self._stopped: dict[str, object] = {}  # unloaded by hand, as it was on disk then
         self._seen: dict[str, object] = {}  # changed at the last look
+        self._bare: set[str] = set()  # folders in which nothing is left
 
     def index(self, *, ready_only: bool) -> list[ModelVersionStatus]:
         """Every version that is or was served, and the models that were never loaded."""
@@ -360,10 +361,17 @@ class LiveRepository:
             except HeadraceError as error:
                 failed[name] = mark  # told once, and tried again when it has changed
                 _LOG.error("%s", error.message)
+        bare: set[str] = set()
         for name in self._listed - set(names):  # a file that was given by itself never is in it
+            if any((path / name).is_dir() for path in self._paths):
+                bare.add(name)
+                continue
             _LOG.info("model %s is gone from the repository", name)
             await self.unload(name)
-        self._listed = set(names)
+        for name in bare - self._bare:
+            _LOG.error("model %s has no version left on disk; what is in memory stays", name)
+        self._bare = bare
+        self._listed = set(names) | bare
 
 
 def _unknown(name: str) -> InvalidRequest:
@@ -399,7 +407,8 @@ def _marks_of(paths: Sequence[Path], name: str) -> tuple[object, ...]:
         for root, folders, files in os.walk(folder if folder.is_dir() else path):
             # What running a model leaves behind is no change of it.
             folders[:] = sorted(each for each in folders if each != "__pycache__")
-            for file in sorted(files):
+            links = [each for each in folders if (Path(root) / each).is_symlink()]
+            for file in sorted([*files, *links]):  # a linked folder is not walked into
                 try:
                     status = (Path(root) / file).stat()
                 except OSError:

@@ -62,6 +62,15 @@ def test_a_failure_is_shown_with_its_reason():
     assert last == Shown("m", "2", "UNAVAILABLE", "no weights")
 
 
+def test_why_it_serves_is_no_reason_to_leave():
+    lives = Lifecycles()
+    copy = lives.copy_of("m", "1")
+    drive(lives, copy, "begin")
+    lives.handle(LifeEvent(copy, "loaded", reason="onnxruntime"), now_ns=5)
+    _, last = lives.handle(LifeEvent(copy, "unload"), now_ns=6)
+    assert last == Shown("m", "1", "UNLOADING", "")
+
+
 def test_the_old_copy_of_a_version_leaves_without_hiding_the_new_one():
     lives = Lifecycles()
     old, new = lives.copy_of("m", "1"), lives.copy_of("m", "1")
