@@ -156,6 +156,7 @@ async def test_a_decoupled_model_holds_nobody_up_once_it_is_there(bench: Lazy, b
     assert call.sent == []
     bench.may_load.set()
     await call.until_sent(1)  # although the decoupled model has not ended its answers
+    await until(lambda: bench.count.held)
     ((emit, key),) = bench.count.held
     emit(key, None, True)
     incoming.half_closed()
