@@ -183,10 +183,7 @@ class ModelManager:
             HeadraceError: one of them cannot be served; then nothing has changed.
         """
         name = sources[0].name
-        catalog = self._engine.catalog
-        self._end_standby(name, drain_s)
-        before = [each for each in catalog.served() if each.name == name]
-        like = max(before, key=lambda each: each.health.answered, default=None)
+        like = max(self._serving(name), key=lambda each: each.health.answered, default=None)
         outcomes = await asyncio.gather(
             *(self._open(source, before=like) for source in sources), return_exceptions=True
         )
@@ -197,11 +194,16 @@ class ModelManager:
                 self.histories.failed(copy, "another version could not be loaded")
             raise error
         self.forget_absent(name)
+        leaving = self._end_standby(name, drain_s)
+        before = self._serving(name)  # it may have changed while they were loaded
         newcomers = [self._publish(loaded, copy) for loaded, copy in opened]
         if is_watched(newcomers, before):
             self._stand_by(name, before, newcomers, drain_s)
-            return []
-        return [self.retire(served, drain_s=drain_s) for served in before]
+            return leaving
+        return leaving + [self.retire(served, drain_s=drain_s) for served in before]
+
+    def _serving(self, name: str) -> list[ServedModel]:
+        return [each for each in self._engine.catalog.served() if each.name == name]
 
     async def _open(
         self,
