@@ -18,6 +18,7 @@ from headrace.clock import MonotonicClock
 from headrace.config import COMPILED_CACHE_BYTES
 from headrace.engine import assembly, endings, memory
 from headrace.engine.calibrate import MEASURED_IN_PART
+from headrace.engine.catalog import UNLOADED
 from headrace.engine.departures import Departures
 from headrace.engine.engine import Engine
 from headrace.engine.ensemble import Ensembles
@@ -85,6 +86,7 @@ class ModelManager:
         engine.lobby = self.lobby
         self.on_breach: Callable[[str, str], None] = self._roll_back_here
         self._absent: dict[tuple[str, str], ModelSource] = {}
+        self._bringing: dict[tuple[str, str], asyncio.Lock] = {}
         self._load_ns: dict[tuple[str, str], int] = {}
         self._sizes: dict[tuple[str, str], int] = {}
         self._standbys: dict[str, Standby] = {}
@@ -411,18 +413,25 @@ class ModelManager:
         Raises:
             HeadraceError: it cannot be loaded, or there is no room; it stays absent.
         """
-        source = self._absent.get((name, version))
-        if source is None:
-            return  # somebody else has brought it
-        for step in source.config.ensemble:
-            for key in [key for key in self._absent if key[0] == step.model]:
-                await self.bring(*key)
-        try:
-            await self.load(source)
-        except HeadraceError:
-            if (name, version) in self._absent:
-                self._engine.catalog.set_absent(name, version)
-            raise
+        key = name, version
+        async with self._bringing.setdefault(key, asyncio.Lock()):
+            source = self._absent.get(key)
+            if source is None:
+                return  # somebody else has brought it
+            for step in source.config.ensemble:
+                for each in [each for each in self._absent if each[0] == step.model]:
+                    await self.bring(*each)
+            try:
+                loaded, copy = await self._open(source)
+            except HeadraceError:
+                if key in self._absent:
+                    self._engine.catalog.set_absent(name, version)
+                raise
+            if self._absent.get(key) is source:
+                self._publish(loaded, copy)
+            else:  # unloaded by command, or replaced
+                await asyncio.to_thread(loaded.served.loaded.unload)
+                self.histories.failed(copy, UNLOADED)
 
     async def evict(self, served: ServedModel, why: str) -> None:
         """Out of memory, until it is asked for again."""
@@ -482,11 +491,8 @@ class ModelManager:
             await asyncio.sleep(pause_s)
             self._residency.tick()
             for served in self._residency.idle():
-                if served not in self._departures and self._is_current(served):
+                if served in self._engine.catalog.served():  # and not leaving already
                     await self.evict(served, "nobody asked for it")
-
-    def _is_current(self, served: ServedModel) -> bool:
-        return served in self._engine.catalog.served()
 
     def describe(self) -> list[dict[str, Any]]:
         """Every version known, as ``headrace models list`` shows it."""
