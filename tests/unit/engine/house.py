@@ -114,7 +114,7 @@ class House:
             model = self.models.get((source.name, source.version))
             if model is None or model.unloaded:
                 model = self.models[source.name, source.version] = ScriptedModel()
-        return Opened(source, "fake", InstanceConfig(), model, None, "", 0)
+        return Opened(source, "fake", InstanceConfig(), model, None, source.name, 0)
 
     def _size(self, source: ModelSource) -> int:
         return self.sizes.get(source.name, 0 if source.config.ensemble else 10) * MIB

@@ -82,11 +82,13 @@ async def test_where_there_is_room_nobody_leaves(house: House) -> None:
 
 
 async def test_it_comes_back_when_it_is_asked_for(house: House) -> None:
-    for name in ("a", "b", "c"):
+    for name in ("a", "b"):
         await house.manager.load(house.source(name))
+    await house.ask("b", times=5)
+    await house.manager.load(house.source("c"))
     assert house.in_memory() == ["b", "c"]
     assert (await answer(house, "a")).outputs[0].data.tolist() == [[2, 4]]
-    assert house.in_memory() == ["a", "c"]
+    assert house.in_memory() == ["a", "b"]
     assert house.loads.count(("a", "1")) == 2
 
 
