@@ -58,9 +58,7 @@ class House:
 
     def source(self, name: str = "m", version: str = "1", **config: Any) -> ModelSource:
         path = self.folder / name / "model.fake"
-        return ModelSource(
-            name, version, "fake", path, path.parent, config=ModelConfig(**config)
-        )
+        return ModelSource(name, version, "fake", path, path.parent, config=ModelConfig(**config))
 
     def ensemble(self, name: str, *steps: str, **config: Any) -> ModelSource:
         """``x`` through all the steps, one after another."""

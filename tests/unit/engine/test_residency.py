@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from headrace.engine.catalog import ABSENT
-from headrace.engine.lobby import Waiting
 from headrace.engine.inflight import FutureReply
+from headrace.engine.lobby import Waiting
 from headrace.errors import ModelAbsent, ModelLoadError, ModelNotReady
 from headrace.lifetimes import ResidencyConfig
 

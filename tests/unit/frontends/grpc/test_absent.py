@@ -21,7 +21,6 @@ from tests.unit.frontends.grpc.bench import (
     values_of,
 )
 
-
 BARE = (b"headrace-dialect", b"mlserver")
 
 
