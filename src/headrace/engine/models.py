@@ -18,6 +18,7 @@ from headrace.clock import MonotonicClock
 from headrace.config import COMPILED_CACHE_BYTES
 from headrace.engine import assembly, endings, memory
 from headrace.engine.calibrate import MEASURED_IN_PART
+from headrace.engine.catalog import UNLOADED
 from headrace.engine.departures import Departures
 from headrace.engine.engine import Engine
 from headrace.engine.ensemble import Ensembles
@@ -83,6 +84,7 @@ class ModelManager:
         engine.lobby = self.lobby
         self.on_breach: Callable[[str, str], None] = self._roll_back_here
         self._absent: dict[tuple[str, str], ModelSource] = {}
+        self._bringing: dict[tuple[str, str], asyncio.Lock] = {}
         self._load_ns: dict[tuple[str, str], int] = {}
         self._sizes: dict[tuple[str, str], int] = {}
         self._standbys: dict[str, Standby] = {}
@@ -183,14 +185,11 @@ class ModelManager:
             HeadraceError: one of them cannot be served; then nothing has changed.
         """
         name = sources[0].name
-        catalog = self._engine.catalog
-        self._end_standby(name, drain_s)
-        there = [each for each in catalog.served() if each.name == name]
+        there = self._serving(name)
         known = [self._residency.places[each].loaded for each in there if self._copy_of(each)]
         kept = await asyncio.to_thread(unchanged, sources, known)
-        before = [each for each in there if each.version not in kept]
         sources = [source for source in sources if source.version not in kept]
-        asked = max(before, key=lambda each: each.health.answered, default=None)
+        asked = max(there, key=lambda each: each.health.answered, default=None)
         like = None if asked is None else self._residency.places[asked].loaded
         outcomes = await asyncio.gather(
             *(self._open(source, before=like) for source in sources), return_exceptions=True
@@ -202,11 +201,17 @@ class ModelManager:
                 self.histories.failed(copy, "another version could not be loaded")
             raise error
         self.forget_absent(name)
+        leaving = self._end_standby(name, drain_s)
+        # What serves may have changed while they were loaded.
+        before = [each for each in self._serving(name) if each.version not in kept]
         newcomers = [self._publish(loaded, copy) for loaded, copy in opened]
         if is_watched(newcomers, before):
             self._stand_by(name, before, newcomers, drain_s)
-            return []
-        return [self.retire(served, drain_s=drain_s) for served in before]
+            return leaving
+        return leaving + [self.retire(served, drain_s=drain_s) for served in before]
+
+    def _serving(self, name: str) -> list[ServedModel]:
+        return [each for each in self._engine.catalog.served() if each.name == name]
 
     async def _open(
         self,
@@ -412,18 +417,25 @@ class ModelManager:
         Raises:
             HeadraceError: it cannot be loaded, or there is no room; it stays absent.
         """
-        source = self._absent.get((name, version))
-        if source is None:
-            return  # somebody else has brought it
-        for step in source.config.ensemble:
-            for key in [key for key in self._absent if key[0] == step.model]:
-                await self.bring(*key)
-        try:
-            await self.load(source)
-        except HeadraceError:
-            if (name, version) in self._absent:
-                self._engine.catalog.set_absent(name, version)
-            raise
+        key = name, version
+        async with self._bringing.setdefault(key, asyncio.Lock()):
+            source = self._absent.get(key)
+            if source is None:
+                return  # somebody else has brought it
+            for step in source.config.ensemble:
+                for each in [each for each in self._absent if each[0] == step.model]:
+                    await self.bring(*each)
+            try:
+                loaded, copy = await self._open(source)
+            except HeadraceError:
+                if key in self._absent:
+                    self._engine.catalog.set_absent(name, version)
+                raise
+            if self._absent.get(key) is source:
+                self._publish(loaded, copy)
+            else:  # unloaded by command, or replaced
+                await asyncio.to_thread(loaded.served.loaded.unload)
+                self.histories.failed(copy, UNLOADED)
 
     async def evict(self, served: ServedModel, why: str) -> None:
         """Out of memory, until it is asked for again."""
@@ -476,9 +488,8 @@ class ModelManager:
 
     def note(self, name: str, text: str) -> None:
         """Writes into the history of a model's current versions."""
-        for served in self._engine.catalog.served():
-            if served.name == name:
-                self.histories.note(self._copy_of(served), text)
+        for served in self._serving(name):
+            self.histories.note(self._copy_of(served), text)
 
     def describe(self) -> list[dict[str, Any]]:
         """Every version known, as ``headrace models list`` shows it."""

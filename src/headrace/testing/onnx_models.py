@@ -193,6 +193,20 @@ def default_scale() -> bytes:
     return _model([node], inputs, [_tensor("y", "FP32", ("batch", 4))], weights)
 
 
+def only_even_rows() -> bytes:
+    """``x`` FP32 ``[batch, 4]`` -> ``y``, unchanged; fails where there is an odd number of rows."""
+    weights = [
+        numpy_helper.from_array(np.array([-1, 2, 4]), "pairs"),
+        numpy_helper.from_array(np.array([-1, 4]), "rows"),
+    ]
+    nodes = [
+        helper.make_node("Reshape", ["x", "pairs"], ["paired"]),
+        helper.make_node("Reshape", ["paired", "rows"], ["y"]),
+    ]
+    axes = ("batch", 4)
+    return _model(nodes, [_tensor("x", "FP32", axes)], [_tensor("y", "FP32", axes)], weights)
+
+
 def _model(
     nodes: Sequence[Any],
     inputs: Sequence[Any],

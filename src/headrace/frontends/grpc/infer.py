@@ -191,6 +191,7 @@ class _Stream:
             if ticket.served.decoupled and reply in self._turns:
                 reply.decoupled = True
                 self._turns.remove(reply)
+                self._advance()  # it may have had to be loaded, and those behind it waited for that
 
         try:
             ticket = reply.ticket = self._engine.submit(request, reply)
@@ -264,15 +265,18 @@ class _Stream:
         self._open.discard(reply)
         if reply.decoupled:
             self._deliver(reply)
-        else:
-            turns = self._turns
-            while turns and turns[0].answer is not None:
-                self._deliver(turns.popleft())
+        self._advance()
+        self._end_if_done()
+
+    def _advance(self) -> None:
+        """Sends what has its answer and its turn."""
+        turns = self._turns
+        while turns and turns[0].answer is not None:
+            self._deliver(turns.popleft())
         if self._full and not self._is_full():
             self._full = False
             if self._catching_up is None:
                 self._call.resume_reading()
-        self._end_if_done()
 
     def _deliver(self, reply: _StreamReply) -> None:
         answer = reply.answer
