@@ -281,4 +281,4 @@ def test_the_end_comes_after_the_load_that_is_under_way(
     server.signal(signal.SIGTERM)
     (repository / "slow" / "open").touch()
     assert server.wait() == 0
-    assert not any("Traceback" in line for line in server.lines)
+    assert not any("Traceback" in line for line in server.lines), "\n".join(server.lines)
