@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ class Slow:
 """
 """Loading it takes until the file ``open`` is there; ``loading`` says that it has begun."""
 
+BROKEN = SLOW.replace("(folder", "raise OSError('no weights'); (folder", 1)
+
 X = [[1.0, 2.0, 3.0, 4.0]]
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": X}]}
 TENFOLD = [10.0, 20.0, 30.0, 40.0]
@@ -51,12 +54,12 @@ def repository(tmp_path: Path) -> Path:
     for name, data in {
         "same": onnx_models.identity("FP32"),
         "texts": onnx_models.embedder(),
-        "broken": b"this is no model",
     }.items():
         (repository / name).mkdir(parents=True)
         (repository / name / "model.onnx").write_bytes(data)
-    (repository / "slow").mkdir()
-    (repository / "slow" / "model.py").write_text(SLOW)
+    for name, code in {"slow": SLOW, "broken": BROKEN}.items():
+        (repository / name).mkdir()
+        (repository / name / "model.py").write_text(code)
     vocabulary(repository / "texts")
     return repository
 
@@ -269,9 +272,13 @@ def test_what_is_wrong_with_a_request_is_told_after_the_load(server: ServerProce
     assert server.json("POST", "/v2/models/nothing/infer", BODY)[0] == 404
 
 
-def test_the_end_does_not_wait_for_a_load(server: ServerProcess, repository: Path) -> None:
+def test_the_end_comes_after_the_load_that_is_under_way(
+    server: ServerProcess, repository: Path
+) -> None:
     with server.connect() as caller:
         caller.send(http_request("POST", "/v2/models/slow/infer", BODY))
         wait_until((repository / "slow" / "loading").exists, "slow is being loaded")
+    server.signal(signal.SIGTERM)
     (repository / "slow" / "open").touch()
-    assert server.stop() == 0
+    assert server.wait() == 0
+    assert not any("Traceback" in line for line in server.lines), "\n".join(server.lines)

@@ -51,8 +51,8 @@ class Histories:
         return copy
 
     def step(self, copy: int, phase: str) -> None:
-        """It is in its next phase."""
-        if self._phases.get(copy) != phase:
+        """It is in its next phase; nothing where it is gone: a thread may not know that yet."""
+        if self._phases.get(copy) != phase and self._lives.state(copy) != "UNAVAILABLE":
             self._phases[copy] = phase
             self._tell(copy, "step", phase)
 

@@ -141,6 +141,16 @@ def test_one_that_is_recalled_serves_again(kept: Kept) -> None:
     assert kept.lines("event", "reason")[-1] == ("recall", "too slow")
 
 
+def test_a_phase_of_what_was_given_up_is_no_mistake(kept: Kept) -> None:
+    """A thread that loads goes on for a while after its load was cancelled."""
+    copy = kept.of.begin("m", "1")
+    kept.of.failed(copy, "cancelled")
+    kept.of.step(copy, "measuring")
+    assert kept.shown() == ("UNAVAILABLE", "cancelled")
+    assert kept.lines("event")[-1] == ("failed",)
+    assert kept.of.phase(copy) == ""
+
+
 def test_notes_are_kept_of_what_is_there_and_of_nothing_else(kept: Kept) -> None:
     copy = kept.of.adopt("m", "1")
     kept.of.note(copy, "its process ended")

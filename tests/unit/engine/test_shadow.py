@@ -211,7 +211,7 @@ async def test_real_models_take_one_anothers_place(
     await manager.replace([two], drain_s=30)
     assert (await ask(bench, 3)).outputs[0].shape == (3, 3)
     assert ((3, 4),) in bench.engine.catalog.resolve("m").health.shapes()
-    await until(lambda: before not in set(manager._residency.places))
+    await until(lambda: before not in manager._residency.places)
 
 
 async def test_a_real_model_that_runs_no_batches_of_that_shape_is_not_published(
