@@ -429,8 +429,12 @@ def _expected_of(info: msgspec.inspect.Type) -> str:
     if isinstance(info, msgspec.inspect.BoolType):
         return "true or false"
     if isinstance(info, msgspec.inspect.StrType):
-        # The one pattern that there is.
-        return 'a time above 0 such as "500us", "50ms" or "1.5s"' if info.pattern else "a string"
+        if not info.pattern:
+            return "a string"
+        # Of the two patterns that there are, only sizes have these units.
+        if "GiB" in info.pattern:
+            return 'a size above 0 such as "512MiB" or "4GiB"'
+        return 'a time above 0 such as "500us", "50ms" or "1.5s"'
     if isinstance(info, msgspec.inspect.IntType | msgspec.inspect.FloatType):
         noun = "a whole number" if isinstance(info, msgspec.inspect.IntType) else "a number"
         bounds = (

@@ -347,3 +347,10 @@ def test_a_time_that_is_none_is_named_with_what_was_expected(toml: Path, text: s
     error = refusal(toml, {}, {})
     assert f"{toml}:2" in error.message
     assert 'expected a time above 0 such as "500us", "50ms" or "1.5s"' in error.message
+
+
+@pytest.mark.parametrize("text", ["4", "4 gigabytes", "0GiB", "-1MiB"])
+def test_a_size_that_is_none_is_named_with_what_was_expected(toml: Path, text: str) -> None:
+    toml.write_text(f'[server]\nmemory_budget = "{text}"\n')
+    error = refusal(toml, {}, {})
+    assert 'expected a size above 0 such as "512MiB" or "4GiB"' in error.message

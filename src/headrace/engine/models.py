@@ -119,6 +119,8 @@ class ModelManager:
             Why some could not be loaded.
         """
         errors: list[HeadraceError] = []
+        if self._residency.budget_bytes:
+            await asyncio.to_thread(self._residency.warn)
 
         def circular(source: ModelSource, error: HeadraceError) -> None:
             self._engine.catalog.set_status(

@@ -91,6 +91,17 @@ class Residency:
         memory.give_back()
         return memory.resident_bytes() + memory.processes_bytes(self._children())
 
+    def warn(self) -> None:
+        """Says so in the log if the server itself leaves no room. Blocks."""
+        used = self.used_bytes()
+        if used > self.budget_bytes * (1 - HEADROOM):
+            _LOG.warning(
+                "server.memory_budget = %s is for all that the server takes, and it takes %s "
+                "without any model: none can be loaded",
+                size_text(self.budget_bytes),
+                size_text(used),
+            )
+
     def plan(self, needed_bytes: int, used_bytes: int) -> Placement:
         """What has to go so that a newcomer fits at its largest."""
         self.tick()
