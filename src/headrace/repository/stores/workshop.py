@@ -185,7 +185,8 @@ def workshop(folder: Path, label: str, progress: Progress, stop: Stop) -> Iterat
     """
     try:
         ours = folder / FOLDER_NAME
-        if folder.is_dir() and not ours.is_dir() and any(folder.iterdir()):
+        # In this order: somebody else may be making it a mirror right now, and begins with ours.
+        if folder.is_dir() and any(folder.iterdir()) and not ours.is_dir():
             raise StoreError(
                 f"{folder} exists and is not the mirror of a store",
                 hint="choose another folder, or move it away yourself",
