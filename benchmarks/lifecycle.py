@@ -8,6 +8,7 @@ under load, beside a model that should not notice.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -51,6 +52,7 @@ class Caller:
 
     def __init__(self, server: Server, model: str, rate: float = RATE) -> None:
         self.answers: list[tuple[float, float, int, str]] = []  # when due, seconds, status, error
+        self.issued = 0
         self._server, self._model, self._gap_s = server, model, 1 / rate
         self._stop = threading.Event()
         self._turn = threading.Lock()
@@ -67,6 +69,8 @@ class Caller:
         self._stop.set()
         for thread in self._threads:
             thread.join()
+        # One that is not in the list would count as neither failed nor late.
+        assert self.issued == len(self.answers), f"{self.issued - len(self.answers)} got lost"
 
     def _work(self) -> None:
         path = f"/v2/models/{self._model}/infer"
@@ -75,12 +79,17 @@ class Caller:
                 due_s, self._next_s = self._next_s, self._next_s + self._gap_s
             if self._stop.wait(max(0.0, due_s - time.monotonic())):
                 return
+            with self._turn:
+                self.issued += 1
             status, error = 0, ""
             try:
                 status, body = self._server.post(path, _BODY, {})
-                error = "" if status == 200 else json.loads(body)["error"]
-            except OSError as failed:
-                error = str(failed)
+                error = "" if status == 200 else body.decode(errors="replace")
+                error = json.loads(body)["error"] if status != 200 else ""
+            except (OSError, http.client.HTTPException) as failed:  # no whole answer came
+                status, error = 0, f"{type(failed).__name__}: {failed}"
+            except (ValueError, KeyError, TypeError):
+                pass  # an error in no shape of ours: its text as it came
             self.answers.append((due_s, time.monotonic() - due_s, status, error))
 
     def between(self, spans: list[tuple[float, float]]) -> list[float]:

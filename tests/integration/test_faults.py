@@ -25,4 +25,4 @@ def test_a_fault_is_told_and_mended(fault: Fault, tmp_path: Path) -> None:
     else:
         assert figures["failed"] == 0, figures
     assert figures["told"]
-    assert len(list(table([result]))) == 3
+    assert len(list(table([result]))) == 5
