@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ from headrace.loading import LoadedConfig, cache_folder, config_file, explain, l
 if TYPE_CHECKING:
     from headrace.config import Config
     from headrace.repository.base import ScanResult
-    from headrace.repository.mirrors import Mirrors
+
+Fetch = Callable[[], None]
 
 _EPILOG = """\
 examples:
@@ -184,8 +185,8 @@ def _serve_alone(args: argparse.Namespace, config: Config) -> int:
     from headrace.repository.layout import scan
     from headrace.server import ports
 
-    mirrors = _mirrors(args, config)
-    found = scan(mirrors.paths, config=config, name=args.name)
+    paths, fetch = _places(args, config)
+    found = scan(paths, config=config, name=args.name)
     _tell_notes(found)
     listeners, server = ports.listen(config.server)
     config = msgspec.structs.replace(config, server=server)
@@ -209,9 +210,9 @@ def _serve_alone(args: argparse.Namespace, config: Config) -> int:
             listeners,
             openings=openings,
             announce=_announcement(config),
-            paths=mirrors.paths,
+            paths=paths,
             name=args.name,
-            fetch=mirrors.fetch if mirrors.mirrors else None,
+            fetch=fetch,
         )
 
     return uvloop.run(main())
@@ -230,7 +231,7 @@ def _serve_with_workers(args: argparse.Namespace, config: Config) -> int:
     from headrace.server.worker import WorkerSpec
 
     # A mistake in the paths is told here, once, and not by every worker.
-    found = scan(_mirrors(args, config).paths, config=config, name=args.name)
+    found = scan(_places(args, config)[0], config=config, name=args.name)
     _tell_notes(found)
     held, server = ports.reserve(config.server)
     config = msgspec.structs.replace(config, server=server)
@@ -265,13 +266,20 @@ def _serve_with_workers(args: argparse.Namespace, config: Config) -> int:
         return run_workers(supervisor)
 
 
-def _mirrors(args: argparse.Namespace, config: Config) -> Mirrors:
-    """The paths that were given; what stores among them hold is fetched first."""
-    from headrace.repository.mirrors import Mirrors
+def _places(args: argparse.Namespace, config: Config) -> tuple[list[Path], Fetch | None]:
+    """The paths that were given, and what brings them up to date where stores are among them.
+
+    What the stores hold is fetched first.
+    """
+    from headrace.repository.stores.spec import parse_store
+
+    if not any(map(parse_store, args.models)):
+        return [Path(path) for path in args.models], None
+    from headrace.repository.mirrors import Mirrors  # and with it an HTTP client
 
     mirrors = Mirrors(args.models, cache_folder(config, os.environ), config.store_cache_bytes)
     mirrors.fetch(first=True)
-    return mirrors
+    return mirrors.paths, mirrors.fetch
 
 
 def _tell_notes(found: ScanResult) -> None:

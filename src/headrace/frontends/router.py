@@ -48,17 +48,18 @@ class Router:
         Raises:
             HeadraceError: the lane answers with it.
         """
+        route = exchange.head.route
         try:
-            self._route(exchange)
+            if route is not None:  # an inference request whose head has been here before
+                self._infer.handle(exchange, route[0], route[1])
+            else:
+                self._first(exchange)
         except ModelAbsent as absent:
             self._wait(exchange, absent)
 
-    def _route(self, exchange: Exchange) -> None:
+    def _first(self, exchange: Exchange) -> None:
+        """Finds the route of a head that was not here before, or that has none to remember."""
         head = exchange.head
-        route = head.route
-        if route is not None:  # an inference request whose head has been here before
-            self._infer.handle(exchange, route[0], route[1])
-            return
         if not head.target.startswith(b"/"):
             head.target = _origin_form(head.target)
         if head.method == b"POST":

@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 
 from headrace.errors import PullError
-from headrace.repository.stores import StoreSpec, SyncResult, parse_store, sync
+from headrace.repository.stores.spec import StoreSpec, parse_store
+from headrace.repository.stores.sync import SyncResult, sync
 
 _LOG = logging.getLogger("headrace.repository")
 

@@ -19,9 +19,3 @@ served: what runs does not depend on the network, and a store that is down takes
 The law: **a folder that can be seen is whole and verified.** Files are fetched and checked out
 of sight, in a dot-folder on the same file system; a version is renamed into its place.
 """
-
-from headrace.repository.stores.base import RemoteFile, Store
-from headrace.repository.stores.spec import StoreSpec, parse_store
-from headrace.repository.stores.sync import Refused, SyncResult, sync
-
-__all__ = ["Refused", "RemoteFile", "Store", "StoreSpec", "SyncResult", "parse_store", "sync"]

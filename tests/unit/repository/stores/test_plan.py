@@ -7,11 +7,12 @@ import hashlib
 import pytest
 
 from headrace.errors import StoreError
-from headrace.repository.stores import RemoteFile, parse_store
 from headrace.repository.stores import names as names_module
+from headrace.repository.stores.base import RemoteFile
 from headrace.repository.stores.digests import Digests
 from headrace.repository.stores.names import check_distinct, check_path
 from headrace.repository.stores.plan import Plan, gone_targets, make_plan
+from headrace.repository.stores.spec import parse_store
 from headrace.repository.stores.sums import parse_sums
 
 HEX = "ab" * 32

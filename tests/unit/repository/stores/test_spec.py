@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headrace.errors import StoreError
-from headrace.repository.stores import parse_store
+from headrace.repository.stores.spec import parse_store
 
 HEX = "ab" * 32
 

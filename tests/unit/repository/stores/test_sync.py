@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from headrace.errors import StoreError
-from headrace.repository.stores import SyncResult, parse_store, sync
 from headrace.repository.stores.base import Patience
+from headrace.repository.stores.spec import parse_store
+from headrace.repository.stores.sync import SyncResult, sync
 from tests.unit.repository.stores.web_site import Site, sha256
 
 GIB = 1 << 30
