@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import msgspec
 
-from headrace.errors import ConfigError, HeadraceError, ModelNotFound
+from headrace.cli.running_server import ask
+from headrace.errors import ModelNotFound
 
 if TYPE_CHECKING:
     from headrace.engine.explain import Curve, Explanation
@@ -67,28 +65,7 @@ def _can_unicode() -> bool:
 def _fetched(url: str, model: str, version: str) -> bytes:
     path = f"/v2/models/{quote(model, safe='')}"
     path += f"/versions/{quote(version, safe='')}" if version else ""
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"--url {url}: expected http://HOST:PORT")
-    try:
-        asked = urllib.request.urlopen(url.rstrip("/") + path + "/explain", timeout=_TIMEOUT_S)  # noqa: S310
-        with asked as answer:
-            return bytes(answer.read())
-    except urllib.error.HTTPError as error:
-        raise _refused(url, error) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise ConfigError(
-            f"no server answers at {url}: {reason}", hint="start one, or name it with --url"
-        ) from None
-
-
-def _refused(url: str, error: urllib.error.HTTPError) -> HeadraceError:
-    try:
-        said = json.loads(error.read())
-        message, hint = str(said["error"]), str(said.get("hint", ""))
-    except (ValueError, KeyError, TypeError):
-        return ConfigError(f"{url} answered {error.code} and is no headrace server of this version")
-    return ModelNotFound(message, hint=hint)
+    return ask(url, path + "/explain", refusal=ModelNotFound, timeout_s=_TIMEOUT_S)
 
 
 def told(what: Explanation) -> Iterator[str]:

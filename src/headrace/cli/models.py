@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from headrace.errors import ConfigError, HeadraceError, ModelError
+from headrace.cli.running_server import ask, no_server
+from headrace.errors import ModelError
 from headrace.units import size_text
 
 _TIMEOUT_S = 600.0
@@ -166,42 +165,20 @@ def _history(args: argparse.Namespace) -> int:
 
 
 def _get(url: str, path: str) -> Any:
-    return _ask(urllib.request.Request(_address(url) + path))  # noqa: S310 - checked there
+    return _read(url, ask(url, path, refusal=ModelError, timeout_s=_TIMEOUT_S))
 
 
 def _post(url: str, model: str, what: str, body: dict[str, Any] | None = None) -> Any:
     path = f"/v2/repository/models/{quote(model, safe='')}/{what}"
     data = json.dumps(body or {}).encode()
-    headers = {"Content-Type": "application/json"}
-    return _ask(urllib.request.Request(_address(url) + path, data, headers))  # noqa: S310
+    return _read(url, ask(url, path, refusal=ModelError, timeout_s=_TIMEOUT_S, body=data))
 
 
-def _address(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"--url {url}: expected http://HOST:PORT")
-    return url.rstrip("/")
-
-
-def _ask(request: urllib.request.Request) -> Any:
-    url = f"{request.type}://{request.host}"
+def _read(url: str, answer: bytes) -> Any:
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
-            return json.loads(answer.read())
-    except urllib.error.HTTPError as error:
-        raise _refused(url, error) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise ConfigError(
-            f"no server answers at {url}: {reason}", hint="start one, or name it with --url"
-        ) from None
-
-
-def _refused(url: str, error: urllib.error.HTTPError) -> HeadraceError:
-    try:
-        said = json.loads(error.read())
-        return ModelError(str(said["error"]), hint=str(said.get("hint", "")))
-    except (ValueError, KeyError, TypeError):
-        return ConfigError(f"{url} answered {error.code} and is no headrace server of this version")
+        return json.loads(answer)
+    except ValueError as error:
+        raise no_server(url, error) from None
 
 
 # -- telling it --------------------------------------------------------------------------------
