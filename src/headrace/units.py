@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated
 
 from msgspec import Meta
@@ -38,11 +39,7 @@ def duration_ns(text: str) -> int:
     Raises:
         ValueError: it is none, or not above 0; says what was expected.
     """
-    found = _DURATION.fullmatch(text.strip())
-    length_ns = round(float(found[1]) * _UNIT_NS[found[2]]) if found else 0
-    if length_ns <= 0:
-        raise ValueError(f'expected a time above 0 such as "500us", "50ms" or "1.5s", got "{text}"')
-    return length_ns
+    return _read(text, _DURATION, _UNIT_NS, 'a time above 0 such as "500us", "50ms" or "1.5s"')
 
 
 def size_bytes(text: str) -> int:
@@ -51,11 +48,15 @@ def size_bytes(text: str) -> int:
     Raises:
         ValueError: it is none, or not above 0; says what was expected.
     """
-    found = _SIZE.fullmatch(text.strip())
-    size = round(float(found[1]) * _UNIT_BYTES[found[2]]) if found else 0
-    if size <= 0:
-        raise ValueError(f'expected a size above 0 such as "512MiB" or "4GiB", got "{text}"')
-    return size
+    return _read(text, _SIZE, _UNIT_BYTES, 'a size above 0 such as "512MiB" or "4GiB"')
+
+
+def _read(text: str, pattern: re.Pattern[str], units: Mapping[str, int], expected: str) -> int:
+    found = pattern.fullmatch(text.strip())
+    value = round(float(found[1]) * units[found[2]]) if found else 0
+    if value <= 0:
+        raise ValueError(f'expected {expected}, got "{text}"')
+    return value
 
 
 def size_text(size: int) -> str:

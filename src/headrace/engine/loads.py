@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,11 +19,12 @@ from headrace.engine.calibrate import calibrate
 from headrace.engine.health import Shapes
 from headrace.engine.instances import measure_hop_ns
 from headrace.engine.memory import Meter, processes_bytes
-from headrace.engine.opening import PROFILES, Opened, Openings, open_model
+from headrace.engine.opening import PROFILES, Opened, Openings, model_bytes, open_model
 from headrace.engine.profiles import ProfileStore, StoredProfile
 from headrace.engine.served import Profile, ServedModel
 from headrace.engine.shadow import shadow_warm
 from headrace.repository.base import ModelSource
+from headrace.repository.folders import Mark, mark_of
 
 _LOG = logging.getLogger("headrace.engine")
 
@@ -37,9 +37,6 @@ _REFINE_NS = 3_000_000_000
 
 _RECORDED_S = 0.1
 """A start replays recorded shapes for so long at most: who waits for it waits for this too."""
-
-Mark = tuple[tuple[str, int, int, int], ...]
-"""Names, sizes, times and inodes of a version's files: changes when they do."""
 
 _MARKED_MAX = 10_000
 """Files of one version that are looked at."""
@@ -63,6 +60,7 @@ class Loaded(msgspec.Struct, eq=False):
     stored: StoredProfile
     store_key: str
     isolation: str = ""
+    file_bytes: int = 0
     mark: Mark = ()
     took_ns: int = 0
 
@@ -146,25 +144,22 @@ class Loader:
         loaded.took_ns = time.monotonic_ns() - started_ns
         loaded.source = source
         if not loaded.served.size_bytes:  # several were opened at one time
-            await asyncio.to_thread(self._weigh, loaded.served, source, None)
-        loaded.mark = loaded.mark or await asyncio.to_thread(mark_of, source)
+            await asyncio.to_thread(_weigh, loaded, None)
+        loaded.mark = loaded.mark or await asyncio.to_thread(_mark_of, source)
         return loaded
 
     def known_bytes(self, source: ModelSource) -> int:
-        """What it took when it was loaded before; of its files where it never was. Blocks."""
-        size = source.path.stat().st_size if source.path.is_file() else 0
-        if source.format == "onnx":
-            size = sum(each.stat().st_size for each in source.folder.glob(f"{source.path.name}*"))
-        elif source.format == "openvino":
-            size += source.path.with_suffix(".bin").stat().st_size
-        elif source.path.is_dir() or source.format == "safetensors":
-            size = sum(each.stat().st_size for each in source.path.parent.glob("*.safetensors"))
-        return size
+        """Of the files it is loaded from, where it never was. Blocks.
 
-    def keep(self, key: str, served: ServedModel, costs: dict[int, LearntCost]) -> None:
+        Raises:
+            ModelLoadError: they are not what they claim to be.
+        """
+        return model_bytes(source)[0]
+
+    def keep(self, loaded: Loaded, costs: dict[int, LearntCost]) -> None:
         """Writes down what was learnt of its batches: a restart is not a cold start. Blocks."""
-        if key:
-            self._profiles.save_learnt(key, costs, served.health.shapes())
+        if loaded.store_key:
+            self._profiles.save_learnt(loaded.store_key, costs, loaded.served.health.shapes())
 
     def refine(self, loaded: Loaded) -> Profile:
         """Measures what there was no time for. Blocks for seconds."""
@@ -179,7 +174,7 @@ class Loader:
     # -- in a loading thread -----------------------------------------------------------------
 
     def _load(self, source: ModelSource, tell: Tell, before: Loaded | None) -> Loaded:
-        mark = mark_of(source)  # before anything is read of it
+        mark = _mark_of(source)  # before anything is read of it
         reading = self._meter.begin()
         try:
             opened = open_model(
@@ -194,16 +189,8 @@ class Loader:
         finally:
             took = self._meter.end(reading)
         loaded.mark = mark
-        self._weigh(loaded.served, source, took)
+        _weigh(loaded, took)
         return loaded
-
-    def _weigh(self, served: ServedModel, source: ModelSource, took: int | None) -> None:
-        """What it takes: of its processes, as it was measured (``took``), or as its files are."""
-        pids: Callable[[], tuple[int, ...]] | None = getattr(served.loaded, "process_ids", None)
-        if pids is not None:
-            served.size_bytes = processes_bytes(pids())
-        elif not served.steps:
-            served.size_bytes = self.known_bytes(source) if took is None else max(took, 1)
 
     def _finish(self, opened: Opened, tell: Tell, before: Loaded | None) -> Loaded:
         """What is still to be known before an opened model can be served."""
@@ -219,7 +206,8 @@ class Loader:
         except BaseException:
             model.unload()
             raise
-        return Loaded(served, opened.source, stored, opened.store_key, _where(opened))
+        where, size = _where(opened), opened.file_bytes
+        return Loaded(served, opened.source, stored, opened.store_key, where, size)
 
     def _shadow(self, served: ServedModel, opened: Opened, before: ServedModel | None) -> None:
         shapes: Sequence[Shapes]
@@ -250,22 +238,19 @@ class Loader:
         return msgspec.structs.replace(stored, profile=profile)
 
 
-def mark_of(source: ModelSource) -> Mark:
+def _weigh(loaded: Loaded, took: int | None) -> None:
+    """What it takes: of its processes, as it was measured (``took``), or as its files are."""
+    served = loaded.served
+    pids: Callable[[], tuple[int, ...]] | None = getattr(served.loaded, "process_ids", None)
+    if pids is not None:
+        served.size_bytes = processes_bytes(pids())
+    elif not served.steps:
+        served.size_bytes = loaded.file_bytes if took is None else max(took, 1)
+
+
+def _mark_of(source: ModelSource) -> Mark:
     """Of the files of a version as they are now; () for an ensemble, which has none. Blocks."""
-    if source.config.ensemble:
-        return ()
-    marks = []
-    for root, folders, files in os.walk(source.folder):
-        folders[:] = sorted(each for each in folders if each != "__pycache__")
-        for file in sorted(files):
-            try:
-                status = (Path(root) / file).stat()
-            except OSError:
-                continue  # gone since, or a link to nothing
-            marks.append((file, status.st_size, status.st_mtime_ns, status.st_ino))
-            if len(marks) >= _MARKED_MAX:
-                return tuple(marks)
-    return tuple(marks)
+    return () if source.config.ensemble else mark_of(source.folder, _MARKED_MAX)
 
 
 def unchanged(sources: Sequence[ModelSource], there: Sequence[Loaded | None]) -> set[str]:
@@ -275,7 +260,7 @@ def unchanged(sources: Sequence[ModelSource], there: Sequence[Loaded | None]) ->
         for source in sources
         for loaded in there
         if loaded is not None and loaded.source == source
-        if loaded.mark and loaded.mark == mark_of(source)
+        if loaded.mark and loaded.mark == _mark_of(source)
     }
 
 

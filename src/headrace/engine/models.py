@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.clock import MonotonicClock
-from headrace.config import COMPILED_CACHE_BYTES
+from headrace.config import COMPILED_CACHE_BYTES, ModelConfig
 from headrace.engine import assembly, endings, memory
 from headrace.engine.calibrate import MEASURED_IN_PART
 from headrace.engine.catalog import UNLOADED
@@ -255,9 +255,7 @@ class ModelManager:
         attach_sequences(self._engine, served)
         self._residency.places[served] = Place(loaded, copy, self._engine.now_ns())
         self._absent.pop((served.name, served.version), None)
-        catalog = self._engine.catalog
-        if served.config.aliases and not catalog.aliases(served.name):
-            catalog.set_aliases(served.name, served.config.aliases)
+        self._set_first_aliases(served.name, served.config)
         self._engine.add_model(served, loaded.profile)
         self.histories.loaded(copy, loaded.how)
         self._listen(served, copy)
@@ -308,9 +306,9 @@ class ModelManager:
 
     async def _keep_costs(self, served: ServedModel) -> None:
         known = self._residency.places.get(served)
-        if known is not None:
+        if known is not None and known.loaded is not None:
             costs = costs_of(served, self._engine.statistics())
-            await asyncio.to_thread(self._loader.keep, known.store_key, served, costs)
+            await asyncio.to_thread(self._loader.keep, known.loaded, costs)
 
     def _copy_of(self, served: ServedModel) -> int:
         known = self._residency.places.get(served)
@@ -401,11 +399,14 @@ class ModelManager:
 
     def leave_absent(self, source: ModelSource) -> None:
         """Known, and loaded when it is asked for."""
-        catalog = self._engine.catalog
-        if source.config.aliases and not catalog.aliases(source.name):
-            catalog.set_aliases(source.name, source.config.aliases)
+        self._set_first_aliases(source.name, source.config)
         self._absent[source.name, source.version] = source
-        catalog.set_absent(source.name, source.version)
+        self._engine.catalog.set_absent(source.name, source.version)
+
+    def _set_first_aliases(self, name: str, config: ModelConfig) -> None:
+        """What the configuration says holds until somebody says otherwise."""
+        if config.aliases and not self._engine.catalog.aliases(name):
+            self._engine.catalog.set_aliases(name, config.aliases)
 
     def forget_absent(self, name: str) -> None:
         """A model that is not in memory is not brought back any more."""

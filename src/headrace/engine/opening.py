@@ -26,6 +26,7 @@ from headrace.machine import can_hold_children, cpu_model, usable_cores
 from headrace.repository.base import ModelSource
 from headrace.repository.onnx_check import check_onnx
 from headrace.repository.prepare import prepare
+from headrace.repository.weights import weight_files
 from headrace.runtimes import registry as runtimes
 from headrace.runtimes.base import Artifact, InstanceConfig, LoadedModel
 
@@ -58,12 +59,14 @@ class Opened(msgspec.Struct, frozen=True):
     spent_ns: int
     isolation: str = "thread"
     isolation_reason: str = ""
+    file_bytes: int = 0
+    """Of the files it was loaded from."""
 
 
 class Openings:
     """Models that are being opened, ahead of the engine that will serve them.
 
-    ``memory_budget``: as for :func:`open_model`.
+    Not for servers with a memory budget: there each waits for its room.
     """
 
     def __init__(
@@ -72,13 +75,11 @@ class Openings:
         cache_dir: Path,
         compiled_bytes: int = COMPILED_CACHE_BYTES,
         parallel: int = PARALLEL_LOADS,
-        *,
-        memory_budget: int = 0,
     ) -> None:
         pool = ThreadPoolExecutor(parallel, thread_name_prefix="headrace-open")
         self._futures = {
             (source.name, source.version): pool.submit(
-                open_model, source, cache_dir, compiled_bytes, memory_budget=memory_budget
+                open_model, source, cache_dir, compiled_bytes
             )
             for source in sources
         }
@@ -122,7 +123,7 @@ def open_model(
         return _open_ensemble(source)
     tell("verifying")
     source = prepare(source, cache_dir)
-    model_bytes, external = _model_bytes(source)
+    size, external = model_bytes(source)
     digest, compiled = compiled_of(source, external, cache_dir, max_bytes=compiled_bytes)
     artifact = Artifact(
         name=source.name,
@@ -139,7 +140,7 @@ def open_model(
     def choose(runtime: str, *, triton: bool = False) -> Isolation:
         facts = Facts(
             runtime=runtime,
-            model_bytes=model_bytes,
+            model_bytes=size,
             memory_budget=memory_budget,
             triton=triton,
         )
@@ -149,7 +150,7 @@ def open_model(
         return Isolation("thread", f"this system cannot hold children, though {chosen.reason}")
 
     tell("loading")
-    large = Facts(runtime="", model_bytes=model_bytes, memory_budget=memory_budget)
+    large = Facts(runtime="", model_bytes=size, memory_budget=memory_budget)
     key, stored = _remembered(
         source, ProfileStore(cache_dir / PROFILES), str(large.must_return_memory)
     )
@@ -165,7 +166,7 @@ def open_model(
         f"{instances.concurrency} child process(es)" if kind == "process" else "the server",
         reason,
     )
-    return Opened(source, runtime, instances, model, stored, key, spent_ns, kind, reason)
+    return Opened(source, runtime, instances, model, stored, key, spent_ns, kind, reason, size)
 
 
 def _may_run_like(source: ModelSource, like: StoredProfile) -> bool:
@@ -175,7 +176,7 @@ def _may_run_like(source: ModelSource, like: StoredProfile) -> bool:
     return (like.runtime,) == tuple(reference)
 
 
-def _model_bytes(source: ModelSource) -> tuple[int, tuple[str, ...]]:
+def model_bytes(source: ModelSource) -> tuple[int, tuple[str, ...]]:
     """Bytes of the files it is loaded from, and those that an ONNX file refers to.
 
     Checks ONNX files on the way.
@@ -187,6 +188,8 @@ def _model_bytes(source: ModelSource) -> tuple[int, tuple[str, ...]]:
         summary = check_onnx(source.path, source.folder)
         external = summary.external_files
         return summary.file_bytes + sum(external.values()), tuple(external)
+    if source.format == "safetensors":
+        return sum(file.stat().st_size for file in weight_files(source.path)), ()
     # OpenVINO's graph has its weights beside it; other formats are one file.
     files = {source.path, source.path.with_suffix(".bin")}
     return sum(file.stat().st_size for file in files if file.is_file()), ()

@@ -25,25 +25,31 @@ PEAK = 2.6
 """While a model is loaded it takes so many times its size: the file, a copy that is optimised, and
 what the heap rounds up. Measured: 2.0 to 2.6 (see ``engine.memory``)."""
 
-
 HEADROOM = 0.05
 """Of the budget is left free when a model is placed: between two placings the heap grows by what
 requests need, and returns it late."""
 
 
 class Place:
-    """What is known of one version in memory."""
+    """What is known of one version in memory. ``loaded`` None: somebody else put it there."""
 
-    __slots__ = ("answered", "copy", "interest", "load_ns", "loaded", "source", "store_key")
+    __slots__ = ("answered", "copy", "interest", "loaded")
 
     def __init__(self, loaded: Loaded | None, copy: int, now_ns: int) -> None:
-        self.loaded = loaded  # None: somebody else put it there
-        self.source = None if loaded is None else loaded.source
+        self.loaded = loaded
         self.copy = copy
-        self.load_ns = 0 if loaded is None else loaded.took_ns
-        self.store_key = "" if loaded is None else loaded.store_key
         self.interest = Interest(now_ns)
         self.answered = 0
+
+    @property
+    def source(self) -> ModelSource | None:
+        """Where it came from, and comes from again."""
+        return None if self.loaded is None else self.loaded.source
+
+    @property
+    def load_ns(self) -> int:
+        """How long it took."""
+        return 0 if self.loaded is None else self.loaded.took_ns
 
 
 class Residency:

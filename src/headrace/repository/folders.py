@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -39,6 +40,28 @@ def list_folder(folder: Path) -> list[Path]:
             hint="check that the user that runs the server may read it",
             path=str(folder),
         ) from None
+
+
+Mark = tuple[tuple[str, str, int, int, int], ...]
+"""Folder, name, time, size and inode of files: changes when they do, contents are not read."""
+
+
+def mark_of(folder: Path, limit: int) -> Mark:
+    """Of the first ``limit`` files below a folder, and of links to folders, as they are now."""
+    marks: list[tuple[str, str, int, int, int]] = []
+    for root, folders, files in os.walk(folder):
+        # What running a model leaves behind is no change of it.
+        folders[:] = sorted(each for each in folders if each != "__pycache__")
+        links = [each for each in folders if (Path(root) / each).is_symlink()]
+        for file in sorted([*files, *links]):  # a linked folder is not walked into
+            try:
+                status = (Path(root) / file).stat()
+            except OSError:
+                continue  # gone since, or a link to nothing
+            marks.append((root, file, status.st_mtime_ns, status.st_size, status.st_ino))
+            if len(marks) >= limit:
+                return tuple(marks)
+    return tuple(marks)
 
 
 def require_inside(path: Path, root: Path) -> None:

@@ -31,7 +31,7 @@ from headrace.repository.model_toml import FILE_NAME as MODEL_TOML
 from headrace.repository.model_toml import merge, overlay_folder
 from headrace.repository.onnx_check import check_onnx
 from headrace.repository.triton import CONFIG_PBTXT
-from headrace.repository.versions import VERSION_FOLDER, VersionPolicy
+from headrace.repository.versions import VERSION_FOLDER, VersionPolicy, is_version_folder
 
 if TYPE_CHECKING:
     from headrace.repository.triton.described import Described
@@ -135,7 +135,7 @@ class Scanner:
         entries = list_folder(folder)
         name = self._name or folder.resolve().name
         direct = None
-        is_model = any(_is_version(entry) or entry.name == CONFIG_PBTXT for entry in entries)
+        is_model = any(is_version_folder(entry) or entry.name == CONFIG_PBTXT for entry in entries)
         if not is_model:  # Triton's names first: a folder with one of those is no repository
             runtime = self._configure(name, [folder], folder).runtime
             direct = find_model(folder, entries, runtime=runtime, root=folder)
@@ -179,7 +179,7 @@ class Scanner:
         entries = list_folder(folder)
         refuse_links_out(entries, root)
         name = self._claim(name, folder)
-        versions = {int(entry.name): entry for entry in entries if _is_version(entry)}
+        versions = {int(entry.name): entry for entry in entries if is_version_folder(entry)}
         described = self._described(folder, entries, versions, root)
         if described is not None and described.is_ensemble:
             self._add_ensemble(name, described, versions, root)
@@ -315,10 +315,6 @@ class Scanner:
             )
 
 
-def _is_version(entry: Path) -> bool:
-    return VERSION_FOLDER.fullmatch(entry.name) is not None and entry.is_dir()
-
-
 def looks_like_model(folder: Path) -> bool:
     """Whether somebody meant it as a model, however broken it is now."""
     try:
@@ -330,7 +326,7 @@ def looks_like_model(folder: Path) -> bool:
         or entry.stem == "model"
         or entry.suffix.lower() == ".onnx"
         or refusal(entry) is not None
-        or _is_version(entry)
+        or is_version_folder(entry)
         for entry in entries
     )
 
@@ -345,7 +341,7 @@ def _refuse_models_beside(direct: Found | None, folder: Path, entries: Sequence[
     beside = [
         entry
         for entry in entries
-        if entry.is_dir() and not _is_version(entry) and looks_like_model(entry)
+        if entry.is_dir() and not is_version_folder(entry) and looks_like_model(entry)
     ]
     if beside:
         raise ModelLoadError(

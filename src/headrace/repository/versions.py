@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from headrace.errors import ConfigError
 
@@ -11,6 +12,11 @@ VERSION_FOLDER = re.compile(r"[1-9][0-9]{0,18}")
 """Whole, positive, no leading zero, within 63 bits: Triton's rule for version folders."""
 
 _LATEST = re.compile(r"latest(?::([1-9][0-9]{0,5}))?")
+
+
+def is_version_folder(entry: Path) -> bool:
+    """Whether it is a folder with the name of a version."""
+    return VERSION_FOLDER.fullmatch(entry.name) is not None and entry.is_dir()
 
 
 class VersionPolicy:

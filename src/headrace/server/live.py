@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,8 +28,8 @@ from headrace.errors import (
 )
 from headrace.repository.base import ScanResult
 from headrace.repository.control import discard, list_models, scan_model
-from headrace.repository.folders import check_name
-from headrace.repository.versions import VERSION_FOLDER
+from headrace.repository.folders import check_name, mark_of
+from headrace.repository.versions import is_version_folder
 from headrace.types import ModelVersionStatus
 
 _LOG = logging.getLogger("headrace.server")
@@ -279,7 +278,7 @@ class LiveRepository:
             for folder in (path / name, path)
             if folder.name == name and folder.is_dir()
             for entry in folder.iterdir()
-            if VERSION_FOLDER.fullmatch(entry.name) and entry.is_dir()
+            if is_version_folder(entry)
         ]
         below = [n for n in numbers if default.isdigit() and n < int(default)]
         return str(max(below)) if below else ""
@@ -404,18 +403,9 @@ def _marks_of(paths: Sequence[Path], name: str) -> tuple[object, ...]:
     marks: list[object] = []
     for path in paths:
         folder = path / name
-        for root, folders, files in os.walk(folder if folder.is_dir() else path):
-            # What running a model leaves behind is no change of it.
-            folders[:] = sorted(each for each in folders if each != "__pycache__")
-            links = [each for each in folders if (Path(root) / each).is_symlink()]
-            for file in sorted([*files, *links]):  # a linked folder is not walked into
-                try:
-                    status = (Path(root) / file).stat()
-                except OSError:
-                    continue  # gone since, or a link to nothing
-                marks.append((root, file, status.st_mtime_ns, status.st_size, status.st_ino))
-                if len(marks) >= _WATCHED_MAX:
-                    return tuple(marks)
+        marks += mark_of(folder if folder.is_dir() else path, _WATCHED_MAX - len(marks))
+        if len(marks) >= _WATCHED_MAX:
+            break
         if path.is_file():
             status = path.stat()
             marks.append((str(path), status.st_mtime_ns, status.st_size, status.st_ino))

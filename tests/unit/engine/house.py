@@ -113,7 +113,8 @@ class House:
             model = self.models.get((source.name, source.version))
             if model is None or model.unloaded:
                 model = self.models[source.name, source.version] = ScriptedModel()
-        return Opened(source, "fake", InstanceConfig(), model, None, source.name, 0)
+        key, size = source.name, self._size(source)
+        return Opened(source, "fake", InstanceConfig(), model, None, key, 0, file_bytes=size)
 
     def _size(self, source: ModelSource) -> int:
         return self.sizes.get(source.name, 0 if source.config.ensemble else 10) * MIB

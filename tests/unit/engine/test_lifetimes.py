@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import numpy as np
 import pytest
 
@@ -21,6 +19,7 @@ from headrace.testing import onnx_models
 from headrace.types import InferenceRequest
 
 from .assembled import tensor
+from .house import until
 
 MB = 1 << 20
 X = [[1.0, 2.0, 3.0, 4.0]]
@@ -65,12 +64,6 @@ async def ask(bench, name="m", version="", rows=X):
 
 def reference(seed: int):
     return onnx_models.mlp_reference(np.array(X, np.float32), seed, widths=(4, 4, 2))
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(0.005)
 
 
 # -- newcomers -----------------------------------------------------------------------------------
