@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.server_process import (
+    TIMEOUT_S,
     ServerProcess,
     http_request,
     listening_port,
@@ -113,6 +115,20 @@ def test_sigterm_while_it_loads(tmp_path: Path, env: dict[str, str]) -> None:
         wait_until((tmp_path / "loading").exists, "it loads")
         assert server.stop() == 0
         assert any("stopping" in line for line in server.lines)
+
+
+@pytest.mark.parametrize("more", [(), ("--workers", "2")], ids=["alone", "workers"])
+def test_sigterm_before_there_is_an_event_loop(more: tuple[str, ...], env: dict[str, str]) -> None:
+    """A model store that accepts the connection and never answers holds the start up."""
+    with socket.create_server(("127.0.0.1", 0)) as store:
+        store.settimeout(TIMEOUT_S)
+        port, digest = store.getsockname()[1], "0" * 64
+        url = f"http://127.0.0.1:{port}/models/#sha256={digest}"
+        with ServerProcess(url, "--port", "0", *more, env=env) as server:
+            connection, _ = store.accept()
+            with connection:
+                assert server.stop() == 0
+            assert any("stopping" in line for line in server.lines)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the port in /proc")

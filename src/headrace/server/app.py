@@ -6,13 +6,12 @@ import asyncio
 import gc
 import logging
 import os
-import signal
 import socket
 import ssl
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -46,6 +45,7 @@ from headrace.machine import usable_cores
 from headrace.repository.layout import ScanResult
 from headrace.server.group import Group
 from headrace.server.sockets import BACKLOG
+from headrace.server.stopping import StopSignals, end_process
 from headrace.telemetry.gpu import GpuReader
 from headrace.telemetry.logs import access_log
 from headrace.telemetry.metrics import Metrics
@@ -407,7 +407,7 @@ async def serve(
         HeadraceError: it could not start.
     """
     app = Application(config, group=group, paths=paths, name=name, fetch=fetch)
-    signals = _Signals(app)
+    signals = StopSignals(app.stop)
     try:
         if group is None:
             await app.listen(listeners)
@@ -424,42 +424,16 @@ async def serve(
         for line in announce if loaded else ():
             _LOG.info("%s", line)
         finished = await app.run_until_stopped()
+        if not finished:
+            _LOG.error("some requests were still under way after drain_timeout_s and were cut off")
         if not (loaded and finished):
-            _end_process(0 if finished else 1)
+            end_process(0 if finished else 1)
     finally:
         if group is not None:
             await group.leave()
         await app.close()
         signals.restore()
     return 0
-
-
-def _end_process(status: int) -> NoReturn:
-    if status:
-        _LOG.error("some requests were still under way after drain_timeout_s and were cut off")
-    logging.shutdown()
-    os._exit(status)
-
-
-class _Signals:
-    """SIGTERM and the first Ctrl-C drain; the second Ctrl-C ends the process."""
-
-    def __init__(self, app: Application) -> None:
-        self._app = app
-        self._loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._on_signal, number)
-
-    def restore(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.remove_signal_handler(number)
-
-    def _on_signal(self, number: int) -> None:
-        if number == signal.SIGINT:
-            self._loop.remove_signal_handler(number)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-        _LOG.info("stopping: finishing what is under way")
-        self._app.stop()
 
 
 def tls_context(tls: TlsConfig) -> ssl.SSLContext:
