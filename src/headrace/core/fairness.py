@@ -18,13 +18,13 @@ from headrace.core.events import QueuedRequest, TenantsChanged, TenantTerms
 from headrace.core.queueing import ModelQueue
 
 _FORGOTTEN_MIN = 256
-"""Virtual times kept before those that say nothing any more are cleared out."""
+"""Virtual times kept before those that say nothing any more are first cleared out."""
 
 
 class Fairness:
     """The virtual times of all tenants of a pool: one for all its models."""
 
-    __slots__ = ("_now", "_otherwise", "_terms", "_times", "enabled")
+    __slots__ = ("_forget_at", "_now", "_otherwise", "_terms", "_times", "enabled")
 
     def __init__(self) -> None:
         self.enabled = False
@@ -33,6 +33,7 @@ class Fairness:
         self._otherwise = TenantTerms()
         self._times: dict[int, float] = {}
         self._now = 0.0  # the virtual time of the one that was served last
+        self._forget_at = _FORGOTTEN_MIN
 
     def change(self, event: TenantsChanged) -> None:
         """From now on these are the terms.
@@ -58,12 +59,11 @@ class Fairness:
         """It had nothing waiting and now it has."""
         if self._times.get(tenant, 0.0) <= self._now:
             self._times[tenant] = self._now
-            if len(self._times) > _FORGOTTEN_MIN:
-                # In the past, and so as good as unknown; in halves, so that it stays rare.
-                stale = [t for t, time in self._times.items() if time < self._now]
-                if 2 * len(stale) > len(self._times):
-                    for other in stale:
-                        del self._times[other]
+            if len(self._times) > self._forget_at:
+                # Times in the past are as good as unknown. The next sweep waits until there are
+                # twice as many again, so that sweeping costs a constant for each tenant.
+                self._times = {t: time for t, time in self._times.items() if time >= self._now}
+                self._forget_at = max(_FORGOTTEN_MIN, 2 * len(self._times))
 
     def served(self, tenant: int, cost_ns: float) -> None:
         """Work of it, so dear, was handed to an instance."""
