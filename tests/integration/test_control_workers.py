@@ -77,7 +77,7 @@ def test_commands_reach_every_worker(server: ServerProcess, trace: Path) -> None
     for _, body in everywhere(server, "GET", "/v2/models/a/stats")[:4]:
         (stats,) = body["model_stats"]
         assert stats["inference_count"] == stats["inference_stats"]["success"]["count"] == ASKED
-    wait_until(lambda: trace.exists() and len(_traces(trace)) == ASKED, "all are traced")
+    wait_until(lambda: len(_traces(trace)) == ASKED, "all are traced")
     assert len({each["id"] for each in _traces(trace)}) == ASKED
 
     command(server, "/v2/repository/models/a/unload")
@@ -87,7 +87,9 @@ def test_commands_reach_every_worker(server: ServerProcess, trace: Path) -> None
 
 
 def _traces(file: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(file.read_text())
+    """[] while the servers have written nothing, or half of it."""
+    text = file.read_text() if file.exists() else ""
+    found: list[dict[str, Any]] = json.loads(text) if text.endswith("]\n") else []
     return found
 
 

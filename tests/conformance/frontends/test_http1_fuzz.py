@@ -18,6 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from headrace.frontends.exchange import Exchange
+from tests.fuzzing import examples
 from tests.unit.frontends.lane_bench import HOST, Bench, Client, chunked, post, split_answers
 
 LIMITS = {
@@ -191,7 +192,7 @@ def test_a_remembered_head_means_what_it_says(reads: Traffic, late: bool) -> Non
 
 @pytest.mark.slow
 @given(reads=traffic(ANYTHING), late=st.booleans())
-@settings(max_examples=10_000)
+@settings(max_examples=examples(1_000))
 def test_a_remembered_head_means_what_it_says_for_long(reads: Traffic, late: bool) -> None:
     check(reads, late=late)
 

@@ -31,7 +31,7 @@ def is_green(folder: Path) -> bool:
     """Of the core, with the sources in ``folder``."""
     ran = subprocess.run(
         [
-            sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
+            sys.executable, "-m", "pytest", "-n0", "-x", "-p", "no:cacheprovider",
             "--deselect", "tests/unit/core/test_mutations.py", "tests/unit/core",
             "tests/unit/simulate",
         ],

@@ -52,7 +52,6 @@ limit: how many there are says nothing about what a model left behind."""
 
 def held() -> tuple[int, int, int]:
     """Descriptors, threads and child processes of this process."""
-    gc.collect()
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     threads = [t for t in threading.enumerate() if not t.name.startswith(GROWS_TO_A_LIMIT)]
     return sum(1 for _ in Path("/proc/self/fd").iterdir()), len(threads), len(children)
@@ -73,15 +72,16 @@ async def cycle(bench: TritonBench, number: int) -> None:
     await asyncio.wait_for(bench.manager.retire(served, drain_s=10), 30)
 
 
-async def settled(expected: tuple[int, int, int]) -> tuple[int, int, int]:
-    """A thread that was told to end may take a moment."""
+async def settled(expected: tuple[int, int, int] | None = None) -> tuple[int, int, int]:
+    """What is held once ending threads have ended; waits a while for ``expected``."""
     for thread in threading.enumerate():
         ours = thread.name.startswith(
             ("headrace-peer", "headrace-instance-", "headrace-supervisor")
         )
         if ours and not thread.name.startswith(("headrace-instance-0", "headrace-instance-1")):
             await asyncio.to_thread(thread.join, 10)
-    for _ in range(100):
+    gc.collect()
+    for _ in range(100 if expected else 0):
         if held() == expected:
             break
         await asyncio.sleep(0)
@@ -91,7 +91,7 @@ async def settled(expected: tuple[int, int, int]) -> tuple[int, int, int]:
 async def leaks(bench: TritonBench, cycles: int) -> None:
     for number in range(3):  # imports, the loop's own threads
         await cycle(bench, number)
-    before = await settled((0, 0, 0))
+    before = await settled()
     for number in range(cycles):
         await cycle(bench, number)
     assert await settled(before) == before
@@ -159,9 +159,11 @@ async def test_children_that_die_leave_nothing(bench):
         assert await bench.ask("dies", 0) == [0]
 
     await die()
+    gc.collect()
     before = held()
     for _ in range(3):
         await die()
+    gc.collect()
     for _ in range(1000):
         if held() == before:
             break

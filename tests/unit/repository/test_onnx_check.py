@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from headrace.errors import ModelLoadError
 from headrace.repository import onnx_check, onnx_tensors
 from headrace.repository.onnx_check import OnnxSummary, check_onnx
+from tests.fuzzing import examples
 
 
 def linear_model(**extra: object) -> onnx.ModelProto:
@@ -447,7 +448,7 @@ def test_mutated_models_are_read_or_refused(
 
 @pytest.mark.slow
 @settings(
-    max_examples=20_000, deadline=None,
+    max_examples=examples(2_000), deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(mutations=st.lists(MUTATION, min_size=1, max_size=6))
