@@ -395,7 +395,7 @@ def _(client: Client) -> None:
 @through("system shared memory")
 def _(client: Client) -> None:
     unique = uuid.uuid4().hex[:8]
-    given, taken = f"given-{unique}", f"taken-{unique}"
+    given, taken = f"headrace-test-given-{unique}", f"headrace-test-taken-{unique}"
     size = A.nbytes
     inside = shm.create_shared_memory_region(given, f"/{given}", 2 * size)
     outside = shm.create_shared_memory_region(taken, f"/{taken}", size)

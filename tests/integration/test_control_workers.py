@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import uuid
 from collections.abc import Callable, Iterator
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -117,7 +118,7 @@ def _changed(server: ServerProcess, before: set[int]) -> Callable[[], bool]:
 
 
 def test_shared_memory_is_known_to_every_worker(server: ServerProcess) -> None:
-    memory = SharedMemory(create=True, size=64)
+    memory = SharedMemory(f"headrace-test-{uuid.uuid4().hex}", create=True, size=64)
     try:
         region = server.process.pid
         key = "/" + memory.name.lstrip("/")

@@ -95,7 +95,7 @@ class LatencyModel:
         if learnt is not None:
             for units, taken_ns in learnt.points:
                 # What was measured before counts as two batches: it gives way to what is seen.
-                self._bins[_bin_of(units)] = [units, taken_ns, 2.0]
+                self._bins[_bin_of(units)] = [units, max(taken_ns, 1.0), 2.0]
             self._spread = min(max(learnt.spread, 1.0), _SPREAD_MAX)
             self.batches = learnt.batches
             self._draw()
@@ -142,6 +142,7 @@ class LatencyModel:
     def observe(self, units: float, taken_ns: int, now_ns: int) -> None:
         """A batch of ``units`` took so long, and is over now."""
         self.batches += 1
+        taken_ns = max(taken_ns, 1)  # a clock that stood still; predictions are divided by
         if now_ns - self._observed_ns < _OBSERVE_NS and self.batches > _OBSERVE_ALL:
             return
         self._observed_ns = now_ns

@@ -34,6 +34,13 @@ def test_nothing_is_known_at_first():
     assert model.largest_within(1.0) == float("inf")
 
 
+def test_a_batch_that_took_no_time_is_still_divided_by():
+    """A clock that stands still, or a profile with a zero in it."""
+    for model in (learnt_from([(1, 0)] * 20), LatencyModel(LearntCost(((1.0, 0.0), (8.0, 0.0))))):
+        assert model.predict_ns(1) > 0.0
+        assert model.predict_ns(8) > 0.0
+
+
 def test_a_line_is_learnt_and_goes_on_beyond_what_was_seen():
     model = learnt_from([(units, curve(units)) for _ in range(40) for units in (1, 4, 16)])
 

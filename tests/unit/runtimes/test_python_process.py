@@ -346,7 +346,12 @@ def belongings():
     return (
         len(list(Path("/proc/self/fd").iterdir())),
         sorted(thread.name for thread in threading.enumerate()),
-        sorted(path.name for path in Path("/dev/shm").iterdir()),
+        # Other test processes name theirs so, and come and go meanwhile.
+        sorted(
+            path.name
+            for path in Path("/dev/shm").iterdir()
+            if not path.name.startswith("headrace-test-")
+        ),
         children(),
     )
 
@@ -375,8 +380,8 @@ def test_loading_and_unloading_leaves_nothing_behind(tmp_path):
 
 
 @pytest.mark.slow
-def test_loading_and_unloading_two_hundred_times_leaves_nothing_behind(tmp_path):
-    load_and_unload(tmp_path, 200)
+def test_loading_and_unloading_fifty_times_leaves_nothing_behind(tmp_path):
+    load_and_unload(tmp_path, 50)
 
 
 def test_deaths_leave_nothing_behind(tmp_path):
