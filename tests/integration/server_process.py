@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 """A test that hangs fails, at some time."""
 
 _READY = re.compile(r"ready on (https?://\S+)")
