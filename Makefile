@@ -33,7 +33,7 @@ test-slow: ## soak and conformance runs, fuzzing for some minutes
 	$(PYTEST) -m slow
 
 fuzz: ## the same fuzzing, ten times as long
-	FUZZ_FACTOR=10 $(PYTEST) -m slow tests/conformance tests/unit/simulate tests/unit/engine
+	FUZZ_FACTOR=10 $(PYTEST) -m slow $$(grep -rl --include=*.py 'from tests.fuzzing import' tests)
 
 conformance: ## every client x every feature, and every difference to Triton; writes the reports
 	$(PY) -W ignore -m conformance table --write

@@ -179,6 +179,12 @@ def serving(*arguments: object, env: Mapping[str, str] | None = None) -> Iterato
         yield server.wait_ready()
 
 
+def traces_in(file: Path) -> list[dict[str, Any]]:
+    """The traces that servers have written; [] while there is no file, or half of an array."""
+    text = file.read_text() if file.exists() else ""
+    return json.loads(text) if text.endswith("]\n") else []
+
+
 def limits(**values: float) -> dict[str, str]:
     """Settings of ``server.limits`` as environment variables."""
     return {f"HEADRACE_SERVER__LIMITS__{name.upper()}": str(v) for name, v in values.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from headrace.testing import onnx_models
-from tests.integration.server_process import ServerProcess, serving, wait_until
+from tests.integration.server_process import ServerProcess, serving, traces_in, wait_until
 
 CONFIG = """
 backend: "onnxruntime"
@@ -117,12 +116,6 @@ def test_statistics_of_what_is_not_there(
 ) -> None:
     with pytest.raises(InferenceServerException, match="Request for unknown model"):
         client.get_inference_statistics(*target)
-
-
-def traces_in(file: Path) -> list[dict[str, Any]]:
-    """[] while the server has written nothing, or half of it."""
-    text = file.read_text() if file.exists() else ""
-    return json.loads(text) if text.endswith("]\n") else []
 
 
 def test_traces_by_command(client: triton.InferenceServerClient, folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from headrace.testing import onnx_models
-from tests.integration.server_process import ServerProcess, serving, wait_until
+from tests.integration.server_process import ServerProcess, serving, traces_in, wait_until
 
 WIDTHS = (4, 4, 2)
 ASKED = 24
@@ -78,20 +78,13 @@ def test_commands_reach_every_worker(server: ServerProcess, trace: Path) -> None
     for _, body in everywhere(server, "GET", "/v2/models/a/stats")[:4]:
         (stats,) = body["model_stats"]
         assert stats["inference_count"] == stats["inference_stats"]["success"]["count"] == ASKED
-    wait_until(lambda: len(_traces(trace)) == ASKED, "all are traced")
-    assert len({each["id"] for each in _traces(trace)}) == ASKED
+    wait_until(lambda: len(traces_in(trace)) == ASKED, "all are traced")
+    assert len({each["id"] for each in traces_in(trace)}) == ASKED
 
     command(server, "/v2/repository/models/a/unload")
     assert {status for status, _ in everywhere(server, "GET", ready)} == {503}
     status, answer = server.json("POST", "/v2/repository/models/x/load")
     assert (status, answer["code"]) == (400, "model_not_found")
-
-
-def _traces(file: Path) -> list[dict[str, Any]]:
-    """[] while the servers have written nothing, or half of it."""
-    text = file.read_text() if file.exists() else ""
-    found: list[dict[str, Any]] = json.loads(text) if text.endswith("]\n") else []
-    return found
 
 
 def test_a_worker_that_comes_later_is_told_what_it_missed(server: ServerProcess) -> None:

@@ -122,19 +122,24 @@ def run(args: argparse.Namespace) -> int:
     if args.show_config:
         print(explain(loaded))
         return 0
-    from headrace.server.stopping import run_until_stopped, stop_on_sigterm
+    from headrace.server.stopping import run_until_stopped
+
+    return run_until_stopped(lambda: _serve(args, triton, loaded.config))
+
+
+def _serve(args: argparse.Namespace, triton: triton_flags.Understood, config: Config) -> int:
     from headrace.telemetry import logs
 
-    stop_on_sigterm()
     args.models = triton_flags.paths_of(args.models, triton)
     args.log_level = args.log_level or triton.log_level or "info"
     logs.configure(format=args.log_format, level=args.log_level, access=args.access_log)
-    _check_early(loaded.config)
-    if loaded.config.server.log_file:
-        logs.log_to(loaded.config.server.log_file)
-    triton_flags.tell(triton, loaded.config.server)
-    serve = _serve_with_workers if loaded.config.server.workers > 1 else _serve_alone
-    return run_until_stopped(lambda: serve(args, loaded.config))
+    _check_early(config)
+    if config.server.log_file:
+        logs.log_to(config.server.log_file)
+    triton_flags.tell(triton, config.server)
+    if config.server.workers > 1:
+        return _serve_with_workers(args, config)
+    return _serve_alone(args, config)
 
 
 def _check_early(config: Config) -> None:

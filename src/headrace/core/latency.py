@@ -142,10 +142,10 @@ class LatencyModel:
     def observe(self, units: float, taken_ns: int, now_ns: int) -> None:
         """A batch of ``units`` took so long, and is over now."""
         self.batches += 1
-        taken_ns = max(taken_ns, 1)  # a clock that stood still; predictions are divided by
         if now_ns - self._observed_ns < _OBSERVE_NS and self.batches > _OBSERVE_ALL:
             return
         self._observed_ns = now_ns
+        taken_ns = max(taken_ns, 1)  # a clock that stood still; predictions are divided by
         number = _bin_of(units)
         entry = self._bins.get(number)
         if entry is None:

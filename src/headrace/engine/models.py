@@ -404,7 +404,7 @@ class ModelManager:
         self._engine.catalog.set_absent(source.name, source.version)
 
     def _set_first_aliases(self, name: str, config: ModelConfig) -> None:
-        """What the configuration says holds until somebody says otherwise."""
+        """Aliases of the configuration hold until they are changed by command."""
         if config.aliases and not self._engine.catalog.aliases(name):
             self._engine.catalog.set_aliases(name, config.aliases)
 

@@ -31,7 +31,7 @@ requests need, and returns it late."""
 
 
 class Place:
-    """What is known of one version in memory. ``loaded`` None: somebody else put it there."""
+    """One version in memory. ``loaded`` is None if this engine did not load it."""
 
     __slots__ = ("answered", "copy", "interest", "loaded")
 

@@ -20,21 +20,15 @@ class StopRequested(SystemExit):
     """
 
 
-def stop_on_sigterm() -> None:
-    """Makes SIGTERM raise :class:`StopRequested` in the main thread.
+def run_until_stopped(run: Callable[[], int]) -> int:
+    """Calls ``run`` and returns its exit status. For the main thread.
 
-    For the time between the start of the process and :class:`StopSignals`: repositories are
-    scanned, stores are fetched and models are opened before there is an event loop.
+    SIGTERM raises :class:`StopRequested` in it until :class:`StopSignals` takes over: repositories
+    are scanned, stores are fetched and models are opened before there is an event loop. That ends
+    the process with status 0, because threads may be loading models, and the interpreter would wait
+    for them.
     """
     signal.signal(signal.SIGTERM, _raise_stop)
-
-
-def run_until_stopped(run: Callable[[], int]) -> int:
-    """Calls ``run`` and returns its exit status.
-
-    Ends the process with status 0 on :class:`StopRequested`: threads may be loading models, and
-    the interpreter would wait for them.
-    """
     try:
         return run()
     except StopRequested:

@@ -18,7 +18,7 @@ from headrace.server import ports
 from headrace.server.app import serve
 from headrace.server.group import Group
 from headrace.server.link import Seat
-from headrace.server.stopping import run_until_stopped, stop_on_sigterm
+from headrace.server.stopping import run_until_stopped
 from headrace.telemetry import logs
 
 
@@ -48,7 +48,6 @@ def main(arguments: Sequence[str]) -> int:
     logs.configure(level=spec.log_level, format=spec.log_format, access=spec.access_log)
     if spec.config.server.log_file:
         logs.log_to(spec.config.server.log_file)
-    stop_on_sigterm()
     return run_until_stopped(lambda: uvloop.run(_run(seat, spec)))
 
 
