@@ -129,8 +129,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     once only makes all of them later. With a ``memory_budget``: one, so that each is measured."""
 
     code_from: Literal["local", "anywhere", "nowhere"] = "local"
-    """Which models may be Python code, which can do whatever the server can: those in folders of
-    this machine; also those that came from a store or with a load request; or none."""
+    """Which models may run code of their own, which can do whatever the server can: those in
+    folders of this machine; also those that came from a store or with a load request; or none.
+    Models that may not are data: their ``model.toml`` and ``config.pbtxt`` may not choose a
+    runtime that runs code, its options, or more instances and threads than the cores allow."""
+
+    uploads: bool = True
+    """False: a load request may not bring files of its own, and loads what the repository holds."""
 
     strict_readiness: bool = False
     """True: ready means that every model that should be served is. False: that one is, so

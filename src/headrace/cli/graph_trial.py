@@ -22,7 +22,7 @@ def execute(path: Path, inputs: Mapping[str, np.ndarray]) -> Sequence[np.ndarray
         InferenceFailed: it loads and does not run.
     """
     artifact = Artifact(name=path.stem, version="1", path=path, folder=path.parent, format="onnx")
-    loaded = registry.create("onnxruntime").load(artifact, InstanceConfig())
+    loaded = registry.load("onnxruntime", artifact, InstanceConfig())
     try:
         return loaded.execute([inputs[spec.name] for spec in loaded.inputs])
     finally:

@@ -135,6 +135,7 @@ def open_model(
         options=source.config.runtime_options,
         config=source.config,
         compiled=compiled,
+        may_run_code=source.may_run_code,
     )
 
     def choose(runtime: str, *, triton: bool = False) -> Isolation:
@@ -172,8 +173,10 @@ def open_model(
 def _may_run_like(source: ModelSource, like: StoredProfile) -> bool:
     """Another runtime than the reference has to prove anew that its answers agree."""
     wanted = source.config.runtime
-    reference = runtimes.candidates(source.format)[:1] if wanted == "auto" else (wanted,)
-    return (like.runtime,) == tuple(reference)
+    if wanted != "auto":
+        return like.runtime == wanted
+    reference = runtimes.candidates(source.format, may_run_code=source.may_run_code)[:1]
+    return (like.runtime,) == reference
 
 
 def model_bytes(source: ModelSource) -> tuple[int, tuple[str, ...]]:
@@ -215,6 +218,7 @@ def _remembered(
         source.task,
         config.runtime,
         repr(config.runtime_options),
+        str(source.may_run_code),
         f"{config.instances}x{config.threads} {config.isolation}",
         *facts,
         cpu_model(),
@@ -236,9 +240,8 @@ def _start(
 
     def load(name: str, instances: InstanceConfig) -> LoadedModel:
         # Never in the server first: what a library keeps of it would stay.
-        if name not in _ONE_COPY_EACH and choose(name).kind == "process":
-            return runtimes.load_isolated(name, artifact, instances)
-        return runtimes.create(name).load(artifact, instances)
+        isolated = name not in _ONE_COPY_EACH and choose(name).kind == "process"
+        return runtimes.load(name, artifact, instances, isolated=isolated)
 
     def default(name: str) -> InstanceConfig:
         concurrency = config.instances or (1 if one_copy_each(name) else cores)
@@ -249,7 +252,7 @@ def _start(
     padded = source.task.startswith("text-")
     name = config.runtime
     if name == "auto":
-        candidates = runtimes.candidates(source.format)
+        candidates = runtimes.candidates(source.format, may_run_code=source.may_run_code)
         if not candidates:
             raise ModelLoadError(
                 f"no installed runtime can run model '{source.name}' (format {source.format})",

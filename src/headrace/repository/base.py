@@ -34,6 +34,9 @@ class ModelSource(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
     """What the model's ``config.pbtxt`` says without effect, a sentence each."""
 
+    may_run_code: bool = False
+    """Whether ``server.code_from`` lets the server run code from ``folder``."""
+
 
 class Problem(msgspec.Struct, frozen=True):
     """One model, or one version of it, that cannot be served, and why.

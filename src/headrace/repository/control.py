@@ -118,7 +118,7 @@ def _scan_files(
             target = root / name / _safe(path.removeprefix(FILE_PREFIX), name)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
-        scanner = Scanner(config, only=frozenset([name]), override=override)
+        scanner = Scanner(config, only=frozenset([name]), override=override, uploaded=True)
         scanner.add(root)
         return scanner.result()
     except OSError as error:

@@ -23,7 +23,8 @@ MIRROR_MARK = ".headrace-store"
 
 def is_mirrored(path: Path) -> bool:
     """Whether ``path`` lies in the mirror of a store: somebody else wrote what is there."""
-    return any((folder / MIRROR_MARK).is_dir() for folder in path.absolute().parents)
+    folders = {*path.absolute().parents, *path.resolve().parents, path.absolute()}
+    return any((folder / MIRROR_MARK).is_dir() for folder in folders)
 
 
 def list_folder(folder: Path) -> list[Path]:

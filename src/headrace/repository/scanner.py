@@ -31,6 +31,7 @@ from headrace.repository.model_toml import FILE_NAME as MODEL_TOML
 from headrace.repository.model_toml import merge, overlay_folder
 from headrace.repository.onnx_check import check_onnx
 from headrace.repository.triton import CONFIG_PBTXT
+from headrace.repository.untrusted import check_untrusted
 from headrace.repository.versions import VERSION_FOLDER, VersionPolicy, is_version_folder
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class Scanner:
         config: as :func:`scan`.
         name: what to call the model; "" where its file or folder says.
         only: the names of the models to look at; None: all.
-        override: JSON that takes the place of every ``config.pbtxt``.
+        override: JSON that takes the place of every ``config.pbtxt``; from a load request.
+        uploaded: the models' files came with a load request.
     """
 
     def __init__(
@@ -57,8 +59,10 @@ class Scanner:
         *,
         only: frozenset[str] | None = None,
         override: str | None = None,
+        uploaded: bool = False,
     ) -> None:
         self._config = config
+        self._uploaded = uploaded
         self._name = name
         self._only = only
         self._override = override
@@ -81,7 +85,6 @@ class Scanner:
 
     def result(self) -> ScanResult:
         """Everything so far."""
-        self._refuse_code()
         found = {source.name for source in self._models} | {p.name for p in self._problems}
         missing = sorted((self._only or frozenset()) - found)
         problems = [Problem(name, "", Path(name), _not_there(name)) for name in missing]
@@ -92,24 +95,14 @@ class Scanner:
             unused=tuple(sorted(unused)),
         )
 
-    def _refuse_code(self) -> None:
-        """Takes out what would run code that ``server.code_from`` does not allow."""
-        allowed = self._config.server.code_from
-        code = [
-            source
-            for source in self._models
-            if source.format == "python" and allowed != "anywhere"
-            if allowed == "nowhere" or is_mirrored(source.path)
-        ]
-        self._models = [source for source in self._models if source not in code]
-        for source in code:
-            error = ModelLoadError(
-                f"model {source.name!r} is Python code, which this server does not run from there",
-                code="code_refused",
-                hint='set server.code_from = "anywhere" if you trust whoever wrote it',
-                model=source.name,
-            )
-            self._problems.append(Problem(source.name, source.version, source.path, error))
+    def _is_trusted(self, folder: Path) -> bool:
+        """Whether what lies in ``folder`` was put there by whoever runs the server."""
+        if self._config.server.code_from == "anywhere":
+            return True
+        return not (self._uploaded or is_mirrored(folder))
+
+    def _may_run_code(self, folder: Path) -> bool:
+        return self._config.server.code_from != "nowhere" and self._is_trusted(folder)
 
     def _wants(self, name: str) -> bool:
         return self._only is None or name in self._only
@@ -129,7 +122,7 @@ class Scanner:
         self._claim(name, path)
         config = self._configure(name, [folder], folder)
         found = _among(path, folder, config)
-        self._models.append(_checked(found, name, version, folder, config))
+        self._models.append(self._checked(found, name, version, folder, config))
 
     def _add_folder(self, folder: Path) -> None:
         entries = list_folder(folder)
@@ -199,7 +192,9 @@ class Scanner:
             )
         if direct is not None:
             require_inside(direct.path, root)
-            self._models.append(_checked(direct, name, "1", folder, config, described=described))
+            self._models.append(
+                self._checked(direct, name, "1", folder, config, described=described)
+            )
             return
         self._add_versions(name, versions, root, config, described)
 
@@ -285,7 +280,7 @@ class Scanner:
         if found is None:
             raise nothing_here(folder, entries)
         require_inside(found.path, root)
-        return _checked(found, name, folder.name, folder, config, described=described)
+        return self._checked(found, name, folder.name, folder, config, described=described)
 
     def _configure(
         self,
@@ -295,11 +290,57 @@ class Scanner:
         described: Described | None = None,
     ) -> ModelConfig:
         config = self._config.defaults
+        trusted = self._is_trusted(folders[0])
         if described is not None:
-            config = described.over(config)
+            # An override is a caller's, wherever the model's files are from.
+            sent = self._override is not None and self._config.server.code_from != "anywhere"
+            given = described.over(config)
+            if sent or not trusted:
+                where = _place(described.path, root)
+                check_untrusted(config, given, where=where, may_set_runtime=True)
+            config = given
         for folder in folders:
-            config = overlay_folder(config, folder, root=root)
+            given = overlay_folder(config, folder, root=root)
+            if not trusted:
+                check_untrusted(config, given, where=_place(folder / MODEL_TOML, root))
+            config = given
         return merge(config, self._config.models.get(name, ModelConfig()))
+
+    def _checked(
+        self,
+        found: Found,
+        name: str,
+        version: str,
+        folder: Path,
+        config: ModelConfig,
+        *,
+        described: Described | None = None,
+    ) -> ModelSource:
+        """The source, once its header has been read."""
+        if found.format == "onnx":
+            check_onnx(found.path, folder)
+        elif found.format == "openvino" and not found.path.with_suffix(".bin").is_file():
+            weights = found.path.with_suffix(".bin").name
+            raise ModelLoadError(
+                f"{found.path} has no weights: {weights} is missing",
+                hint="an OpenVINO model is two files, .xml and .bin, of one name",
+                path=str(found.path),
+            )
+        task = found.task if config.task == "auto" else config.task
+        # What was found out for one task means nothing to another; labels and columns do.
+        fits = found.task in (task, "tensor")
+        return ModelSource(
+            name=name,
+            version=version,
+            format=found.format,
+            path=found.path,
+            folder=folder,
+            task=task,
+            task_options=found.task_options if fits else {},
+            config=config,
+            notes=() if described is None else described.notes,
+            may_run_code=self._may_run_code(folder),
+        )
 
     def _claim(self, name: str, path: Path) -> str:
         self._refuse_twice(name, path)
@@ -313,6 +354,11 @@ class Scanner:
                 hint="rename one of them",
                 model=name,
             )
+
+
+def _place(path: Path, root: Path) -> str:
+    """How a caller knows the file: by its path in the repository."""
+    return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
 
 
 def looks_like_model(folder: Path) -> bool:
@@ -380,41 +426,6 @@ def _found(
         if found is not None:
             return found
     return find_model(folder, entries, runtime=config.runtime, root=root)
-
-
-def _checked(
-    found: Found,
-    name: str,
-    version: str,
-    folder: Path,
-    config: ModelConfig,
-    *,
-    described: Described | None = None,
-) -> ModelSource:
-    """The source, once its header has been read."""
-    if found.format == "onnx":
-        check_onnx(found.path, folder)
-    elif found.format == "openvino" and not found.path.with_suffix(".bin").is_file():
-        weights = found.path.with_suffix(".bin").name
-        raise ModelLoadError(
-            f"{found.path} has no weights: {weights} is missing",
-            hint="an OpenVINO model is two files, .xml and .bin, of one name",
-            path=str(found.path),
-        )
-    task = found.task if config.task == "auto" else config.task
-    # What was found out for one task means nothing to another; labels and columns do.
-    fits = found.task in (task, "tensor")
-    return ModelSource(
-        name=name,
-        version=version,
-        format=found.format,
-        path=found.path,
-        folder=folder,
-        task=task,
-        task_options=found.task_options if fits else {},
-        config=config,
-        notes=() if described is None else described.notes,
-    )
 
 
 def _not_there(name: str) -> ModelLoadError:

@@ -26,6 +26,9 @@ _PACKAGING = frozenset(
      "entry_points.txt", "requirements.txt"}
 )  # fmt: skip
 _PACKAGING_FOLDERS = (".dist-info", ".egg-info")
+_SETTINGS = "model.toml"
+"""How a model is served is for who serves it to say, so an archive's own is not taken unasked."""
+
 # Pickles, whatever their suffix says.
 _PICKLES = ("pytorch_model*.bin", "training_args.bin", "optimizer*.bin", "scheduler*.bin")
 _SHOWN = 20
@@ -103,7 +106,7 @@ def _is_data(name: str) -> bool:
     path = PurePosixPath(name)
     return (
         path.suffix.lower() in DATA_SUFFIXES
-        and path.name not in _PACKAGING
+        and path.name not in (*_PACKAGING, _SETTINGS)
         and not any(part.startswith(".") for part in path.parts)
         and not any(part.endswith(_PACKAGING_FOLDERS) for part in path.parts)
         and not any(fnmatch.fnmatchcase(path.name, pickle) for pickle in _PICKLES)

@@ -50,7 +50,8 @@ class Artifact(msgspec.Struct, frozen=True):
     the content (``sha256:…``) or is "" where it was not computed. ``options`` are the
     model's own runtime options, as configured; ``config`` is all of its configuration.
     ``compiled`` is where a runtime may keep what loading computes, under keys that it makes;
-    None: nowhere.
+    None: nowhere. ``may_run_code``: a runtime that runs code of the model's may load it; checked
+    by ``registry.load``.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Artifact(msgspec.Struct, frozen=True):
     options: Mapping[str, Any] = {}
     config: ModelConfig = ModelConfig()
     compiled: CompiledCache | None = None
+    may_run_code: bool = False
 
 
 class InstanceConfig(msgspec.Struct, frozen=True):
@@ -220,7 +222,12 @@ class PinnedModel(LoadedModel, Protocol):
 
 
 class Runtime(Protocol):
-    """A way to run models of some formats. Constructed without arguments; cheap."""
+    """A way to run models of some formats. Constructed without arguments; cheap.
+
+    A runtime that treats every model as data, and runs no code of the model's, says so with an
+    attribute ``runs_code = False``. Without it, models from stores and load requests are kept
+    from it unless ``server.code_from`` is "anywhere".
+    """
 
     name: str
     formats: tuple[str, ...]

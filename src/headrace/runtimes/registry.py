@@ -9,7 +9,7 @@ so it should import the library behind it only in ``load``. A name of our own ca
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from headrace.errors import ConfigError, MissingExtra
+from headrace.errors import ConfigError, MissingExtra, ModelLoadError
 from headrace.runtimes.base import Artifact, InstanceConfig, LoadedModel, Runtime
 
 if TYPE_CHECKING:
@@ -30,13 +30,17 @@ _LOG = logging.getLogger(__name__)
 
 
 class _Known(msgspec.Struct, frozen=True):
-    """``module`` must be importable for the runtime to work; one of ``packages`` brings it."""
+    """``module`` must be importable for the runtime to work; one of ``packages`` brings it.
+
+    ``runs_code``: it runs code that belongs to the model.
+    """
 
     target: str
     formats: tuple[str, ...]
     module: str = ""
     packages: tuple[str, ...] = ()
     extra: str = ""
+    runs_code: bool = False
 
 
 _KNOWN: Mapping[str, _Known] = MappingProxyType(
@@ -56,7 +60,7 @@ _KNOWN: Mapping[str, _Known] = MappingProxyType(
             packages=("openvino",),
             extra="openvino",
         ),
-        "python": _Known("headrace.runtimes.python:PythonRuntime", ("python",)),
+        "python": _Known("headrace.runtimes.python:PythonRuntime", ("python",), runs_code=True),
         "null": _Known("headrace.runtimes.null:NullRuntime", ("null",)),
     }
 )
@@ -104,15 +108,61 @@ def create(name: str) -> Runtime:
     return _create_plugin(plugins[name])
 
 
-def load_isolated(name: str, artifact: Artifact, config: InstanceConfig) -> LoadedModel:
-    """Has the runtime of this name load the model in child processes of its own.
+def load(
+    name: str, artifact: Artifact, config: InstanceConfig, *, isolated: bool = False
+) -> LoadedModel:
+    """Has the runtime of this name load the model: the only way by which the server opens one.
+
+    Args:
+        isolated: in child processes of its own.
 
     Raises:
-        As :func:`create`, and as ``Runtime.load``.
+        ModelLoadError: the runtime does not declare the model's format (``wrong_format``), or
+            runs code that this model may not bring (``code_refused``); nothing of the model has
+            been opened then. Else as ``Runtime.load``.
+        ConfigError, MissingExtra: as :func:`create`.
     """
-    # A server whose models all run inside it does without the whole of supervision.
-    isolated = import_module("headrace.runtimes.isolated")
-    return cast("LoadedModel", isolated.IsolatedModel(name, artifact, config))
+    known = _KNOWN.get(name)
+    if known is not None:
+        _check(name, known.formats, artifact, runs_code=known.runs_code)
+    if isolated:
+        # Imported here: a server whose models all run inside it does without supervision. Another
+        # package's runtime is imported, and checked, by the child alone.
+        module = import_module("headrace.runtimes.isolated")
+        return cast("LoadedModel", module.IsolatedModel(name, artifact, config))
+    runtime = create(name)
+    if known is None:
+        _check(name, runtime.formats, artifact, runs_code=_runs_code(runtime))
+    return runtime.load(artifact, config)
+
+
+def _check(name: str, formats: Sequence[str], artifact: Artifact, *, runs_code: bool) -> None:
+    if artifact.format not in formats:
+        raise ModelLoadError(
+            f"the runtime '{name}' cannot run model '{artifact.name}': {artifact.path.name} has "
+            f"the format '{artifact.format}', and it runs {', '.join(formats) or 'none'}",
+            code="wrong_format",
+            hint="leave runtime out, and one that can run the model is chosen",
+            model=artifact.name,
+        )
+    if runs_code and not artifact.may_run_code:
+        raise code_refused(artifact.name, name)
+
+
+def code_refused(model: str, runtime: str) -> ModelLoadError:
+    """The error for a model whose code the server does not run; the runtime would run it."""
+    return ModelLoadError(
+        f"model '{model}' brings code for the runtime '{runtime}', which this server does not run "
+        "from where the model came from",
+        code="code_refused",
+        hint='set server.code_from = "anywhere" if you trust whoever wrote it',
+        model=model,
+    )
+
+
+def _runs_code(runtime: Runtime) -> bool:
+    """Of another package's runtime."""
+    return bool(getattr(runtime, "runs_code", True))
 
 
 def installed(name: str) -> bool:
@@ -123,24 +173,27 @@ def installed(name: str) -> bool:
     return not known.module or find_spec(known.module) is not None
 
 
-def candidates(model_format: str) -> tuple[str, ...]:
+def candidates(model_format: str, *, may_run_code: bool = True) -> tuple[str, ...]:
     """The installed runtimes that can run a format, the reference first.
 
-    Another package's runtime that cannot be imported is left out, and logged.
+    Another package's runtime that cannot be imported is left out, and logged. Without
+    ``may_run_code`` those that run code of the model's are left out where another one can run it.
     """
-    ours = [
-        name for name, known in _KNOWN.items() if model_format in known.formats and installed(name)
-    ]
-    theirs = []
+    found = {
+        name: known.runs_code
+        for name, known in _KNOWN.items()
+        if model_format in known.formats and installed(name)
+    }
     for name, plugin in _plugins().items():
         try:
-            formats = _create_plugin(plugin).formats
+            runtime = _create_plugin(plugin)
         except ConfigError as error:
             _LOG.warning("%s", error)
         else:
-            if model_format in formats:
-                theirs.append(name)
-    return (*ours, *theirs)
+            if model_format in runtime.formats:
+                found[name] = _runs_code(runtime)
+    safe = tuple(name for name, runs_code in found.items() if not runs_code)
+    return tuple(found) if may_run_code or not safe else safe
 
 
 def fingerprint() -> tuple[str, ...]:

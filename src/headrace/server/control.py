@@ -136,6 +136,8 @@ class ServerControl:
                     raise InvalidRequest("parameter 'config' must be a string of JSON")
                 config = value
             elif name.startswith(_FILE):
+                if not self._config.uploads:
+                    raise _uploads_refused(model)
                 if not isinstance(value, bytes):
                     raise InvalidRequest(f"parameter '{name}' must be the bytes of a file")
                 files[name.removeprefix(_FILE)] = value
@@ -335,6 +337,15 @@ class ServerControl:
                 self._regions.unregister(region)
             case _:
                 raise InvalidRequest(f"unknown command {msgspec.to_builtins(command)}")
+
+
+def _uploads_refused(model: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"failed to load '{model}', this server takes no files with a load request",
+        code="uploads_refused",
+        hint="put the model into the repository; or start the server with server.uploads = true",
+        model=model,
+    )
 
 
 def check_alias(alias: str) -> None:

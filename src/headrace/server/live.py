@@ -192,7 +192,7 @@ class LiveRepository:
                 scan_model,
                 self._paths,
                 name,
-                config=self._config_for(name, sent=bool(files)),
+                config=self._config_for(name),
                 override=config,
                 files=files,
                 given_name=self._given_name,
@@ -211,13 +211,9 @@ class LiveRepository:
             raise _unknown(name)
         return found
 
-    def _config_for(self, name: str, *, sent: bool) -> Config:
-        """The server's configuration, with the aliases said since; code that was sent is not run
-        unless that is allowed."""
+    def _config_for(self, name: str) -> Config:
+        """The server's configuration, with the aliases said since."""
         config = self._config
-        if sent and config.server.code_from == "local":
-            server = msgspec.structs.replace(config.server, code_from="nowhere")
-            config = msgspec.structs.replace(config, server=server)
         if name in self._aliases:
             model = config.models.get(name, config.defaults)
             model = msgspec.structs.replace(model, aliases=self._aliases[name])

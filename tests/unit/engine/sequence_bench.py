@@ -73,6 +73,7 @@ class SequenceBench:
             path.parent,
             task=config.get("task", "tensor"),
             config=ModelConfig(runtime=runtime, sequence=sequence, **config),
+            may_run_code=True,
         )
         return await self.manager.load(source)
 

@@ -124,7 +124,16 @@ class TritonBench:
             **config,
         )
         return await self.manager.load(
-            ModelSource(name, "1", "python", path, path.parent, task="tensor", config=whole)
+            ModelSource(
+                name,
+                "1",
+                "python",
+                path,
+                path.parent,
+                task="tensor",
+                config=whole,
+                may_run_code=True,
+            )
         )
 
     def request(self, name: str, *values: int, **fields: Any) -> InferenceRequest:

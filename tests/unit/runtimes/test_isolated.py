@@ -107,7 +107,14 @@ def gated(tmp_path, monkeypatch):
         path = folder / "model.gated"
         path.write_text(word)
         artifact = Artifact(
-            "weir", "2", path, folder, "gated", options=options, config=config or ModelConfig()
+            "weir",
+            "2",
+            path,
+            folder,
+            "gated",
+            options=options,
+            config=config or ModelConfig(),
+            may_run_code=True,
         )
         model = IsolatedModel("gated", artifact, InstanceConfig(threads, concurrency))
         try:
@@ -221,7 +228,8 @@ def test_what_it_raises_by_mistake_is_a_failure_with_a_traceback_in_the_log(gate
 def test_a_failure_does_not_hold_its_batch(gated, value):
     """A segment is lent until its arrays are gone, and a cycle would keep them for long."""
     (gated.folder / "model.gated").write_text("serve")
-    artifact = Artifact("weir", "2", gated.folder / "model.gated", gated.folder, "gated")
+    path = gated.folder / "model.gated"
+    artifact = Artifact("weir", "2", path, gated.folder, "gated", may_run_code=True)
     told = native_start("gated", artifact, InstanceConfig())
     model = NativeModel("weir", str(artifact.path), told)
     batch = np.full(1, value, np.float32)

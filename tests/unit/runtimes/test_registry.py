@@ -4,11 +4,13 @@ import logging
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
-from headrace.errors import ConfigError, MissingExtra
+from headrace.errors import ConfigError, MissingExtra, ModelLoadError
 from headrace.runtimes import registry
+from headrace.runtimes.base import Artifact, InstanceConfig
 
 
 def test_nothing_heavy_is_imported_until_it_is_used():
@@ -110,3 +112,71 @@ class TestOtherPackages:
         install("null", self.RUNTIME)
         assert registry.create("null").name == "null"
         assert registry.candidates("water") == ()
+
+
+def artifact(model_format: str, *, may_run_code: bool = False) -> Artifact:
+    path = Path("no such folder") / "model.file"
+    return Artifact("m", "1", path, path.parent, model_format, may_run_code=may_run_code)
+
+
+class TestLoad:
+    """The one door by which a model is opened. None of these files exists."""
+
+    @pytest.mark.parametrize("isolated", [False, True])
+    @pytest.mark.parametrize(
+        ("runtime", "model_format"),
+        [
+            ("python", "openvino"),
+            ("python", "onnx"),
+            ("onnxruntime", "openvino"),
+            ("onnxruntime", "python"),
+            ("openvino", "python"),
+            ("null", "onnx"),
+        ],
+    )
+    def test_a_runtime_is_given_no_format_that_it_does_not_declare(
+        self, runtime, model_format, isolated
+    ):
+        with pytest.raises(ModelLoadError, match=f"'{model_format}'") as caught:
+            registry.load(
+                runtime,
+                artifact(model_format, may_run_code=True),
+                InstanceConfig(),
+                isolated=isolated,
+            )
+        assert caught.value.code == "wrong_format"
+
+    @pytest.mark.parametrize("isolated", [False, True])
+    def test_code_is_run_only_where_that_is_allowed(self, isolated):
+        with pytest.raises(ModelLoadError, match="brings code") as caught:
+            registry.load("python", artifact("python"), InstanceConfig(), isolated=isolated)
+        assert caught.value.code == "code_refused"
+        with pytest.raises(ModelLoadError, match=r"model\.file") as caught:
+            registry.load("python", artifact("python", may_run_code=True), InstanceConfig())
+        assert caught.value.code != "code_refused"
+
+
+class TestOtherPackagesCode:
+    SAFE = TestOtherPackages.RUNTIME.replace('name = "turbine"', 'name = "turbine"; runs_code = 0')
+    install = TestOtherPackages.install
+
+    def test_a_runtime_that_says_nothing_may_run_code(self, install):
+        install("turbine", TestOtherPackages.RUNTIME)
+        assert registry.candidates("onnx", may_run_code=True)[-1] == "turbine"
+        assert "turbine" not in registry.candidates("onnx", may_run_code=False)
+        assert registry.candidates("water", may_run_code=False) == ("turbine",)  # to be refused
+        with pytest.raises(ModelLoadError) as caught:
+            registry.load("turbine", artifact("water"), InstanceConfig())
+        assert caught.value.code == "code_refused"
+        registry.load("turbine", artifact("water", may_run_code=True), InstanceConfig())
+
+    def test_a_runtime_may_say_that_it_runs_none(self, install):
+        install("turbine", self.SAFE)
+        assert registry.candidates("onnx", may_run_code=False)[-1] == "turbine"
+        registry.load("turbine", artifact("water"), InstanceConfig())
+
+    def test_formats_count_for_it_too(self, install):
+        install("turbine", self.SAFE)
+        with pytest.raises(ModelLoadError, match="onnx, water") as caught:
+            registry.load("turbine", artifact("python", may_run_code=True), InstanceConfig())
+        assert caught.value.code == "wrong_format"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,7 +15,7 @@ from headrace.protos import model_config
 from headrace.repository.folders import require_inside, some_names
 from headrace.repository.formats import Found, refusal
 from headrace.repository.model_toml import overlay
-from headrace.repository.triton.backends import ENSEMBLE, Backend, backend_of
+from headrace.repository.triton.backends import ENSEMBLE, PYTHON, Backend, backend_of
 from headrace.repository.triton.completed import completed
 from headrace.repository.triton.schema import Said, read
 from headrace.repository.triton.text_format import MAX_CHARACTERS, parse
@@ -64,6 +64,7 @@ class Described(msgspec.Struct, frozen=True):
         """
         if self.backend is None:
             return None
+        self._check_filename()
         path = folder / (self.filename or self.backend.filename)
         if not self.filename and not path.exists():
             path = _only_one(entries, path)
@@ -79,6 +80,23 @@ class Described(msgspec.Struct, frozen=True):
             )
         require_inside(path, root)
         return Found(format=self.backend.format, path=path)
+
+    def _check_filename(self) -> None:
+        """A configuration may name a file of its own model, and as Python only a Python file."""
+        name = PurePosixPath(self.filename)
+        if name.is_absolute() or ".." in name.parts:
+            raise ModelLoadError(
+                f"default_model_filename {self.filename!r} leaves the version's folder",
+                hint="name a file in the version's folder",
+                path=str(self.path),
+            )
+        if self.backend is PYTHON and self.filename and name.suffix != ".py":
+            raise ModelLoadError(
+                f"default_model_filename {self.filename!r} of a Python model is no .py file",
+                code="wrong_format",
+                hint="name the file with the class TritonPythonModel, such as model.py",
+                path=str(self.path),
+            )
 
 
 def describe_file(path: Path, name: str, *, root: Path, files: Collection[str]) -> Described | None:

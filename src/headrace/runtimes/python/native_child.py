@@ -23,8 +23,9 @@ class NativeModel:
     def __init__(self, name: str, path: str, told: NativeStart) -> None:
         self._name = name
         try:
-            runtime = registry.create(told.runtime)
-            self._model = runtime.load(told.artifact(name, path), InstanceConfig(told.threads, 1))
+            self._model = registry.load(
+                told.runtime, told.artifact(name, path), InstanceConfig(told.threads, 1)
+            )
         except HeadraceError as error:
             # On purpose, so its message is for the reader; no traceback helps beside it.
             raise ModelLoadError(error.message, hint=error.hint, **error.details) from None

@@ -25,6 +25,7 @@ class NativeStart(msgspec.Struct, array_like=True):
     options: dict[str, Any]
     config: ModelConfig
     threads: int
+    may_run_code: bool
 
     def artifact(self, name: str, path: str) -> Artifact:
         """The artifact again, in the child."""
@@ -37,6 +38,7 @@ class NativeStart(msgspec.Struct, array_like=True):
             self.digest,
             self.options,
             self.config,
+            may_run_code=self.may_run_code,
         )
 
 
@@ -55,4 +57,5 @@ def native_start(runtime: str, artifact: Artifact, config: InstanceConfig) -> Na
         dict(artifact.options),
         told,
         config.threads,
+        artifact.may_run_code,
     )

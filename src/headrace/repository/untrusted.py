@@ -1,0 +1,100 @@
+"""What the folder of a model from somebody else may say about how the model is served.
+
+A model from a store or a load request is data: it may be served, and it must not choose what runs.
+So its ``model.toml`` and its ``config.pbtxt`` may set the fields of :data:`ALLOWED` and no others;
+whoever configures the server sets all of them, in ``[models.NAME]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from headrace.config import ModelConfig
+from headrace.errors import ModelLoadError
+from headrace.machine import usable_cores
+
+ALLOWED = frozenset(
+    {
+        # What the model is: its signature, its task, its versions.
+        "task", "task_options", "inputs", "outputs", "batch_inputs", "ensemble", "sequence",
+        "decoupled", "versions", "aliases", "parameters", "metric_tags", "triton_config",
+        "runtime_options.optional_inputs", "runtime_options.graph_optimization",
+        # How its own requests are treated.
+        "allow_nonfinite", "batching", "queue", "slo", "priority_levels", "default_priority",
+        "response_cache", "cache.ttl", "cache.max_entry_bytes", "cache.semantic_model",
+        "cache.semantic_threshold", "cache.semantic_verify", "cache.semantic_entries",
+        "warmup", "residency.load", "residency.idle_unload", "rollout",
+        # Within the limits below.
+        "instances", "threads",
+    }
+)  # fmt: skip
+"""Fields of :class:`headrace.config.ModelConfig`; a table stands for everything in it.
+
+Left out is what selects or configures code (``runtime``, ``isolation``, the other
+``runtime_options``, which name execution providers, paths and properties such as ``CACHE_DIR``),
+what takes from other models (``min_share``, ``residency.pinned`` and the cold-start queue), and
+what gives one tenant's answers to another (``cache.shared_between_tenants``).
+"""
+
+REFUSED_KEYS = frozenset({"task_options.tokenizer"})
+"""Keys of tables in :data:`ALLOWED` that name a path anywhere on this machine."""
+
+INSTANCES_PER_CORE = 4
+"""Instances that a model may ask for: more than cores, because a Python model may wait."""
+
+
+def check_untrusted(
+    before: ModelConfig, after: ModelConfig, *, where: str, may_set_runtime: bool = False
+) -> None:
+    """Checks what an untrusted file changed in a model's configuration.
+
+    Args:
+        before: the configuration without the file.
+        after: the configuration with it.
+        where: names the file in errors.
+        may_set_runtime: for ``config.pbtxt``, where ``backend`` is how a model says its format.
+            Whether that runtime may run the model is decided when the model is opened.
+
+    Raises:
+        ModelLoadError: the file sets a field that is not in :data:`ALLOWED`, or asks for more
+            instances or threads than the machine's cores allow.
+    """
+    for name in _changed(before, after, ""):
+        table = name.rpartition(".")[0]
+        allowed = {name, table, name.partition(".")[0]} & ALLOWED
+        if may_set_runtime and name == "runtime":
+            continue
+        if not allowed or name in REFUSED_KEYS:
+            raise ModelLoadError(
+                f"{where}: {name} cannot be set by a model from a store or a load request",
+                code="field_refused",
+                hint="set it in [models.NAME] of the server's configuration; or set "
+                'server.code_from = "anywhere" if you trust whoever can write there',
+                field=name,
+            )
+    cores = usable_cores()
+    for name, most in (("instances", INSTANCES_PER_CORE * cores), ("threads", cores)):
+        asked = getattr(after, name)
+        if asked > most and asked != getattr(before, name):
+            raise ModelLoadError(
+                f"{where}: {name} = {asked} is more than a model from a store or a load request "
+                f"may ask for: {most} on this machine of {cores} cores",
+                code="field_refused",
+                hint=f"ask for less, or set {name} in [models.NAME] of the server's configuration",
+                field=name,
+            )
+
+
+def _changed(before: object, after: object, at: str) -> Iterator[str]:
+    """Dotted names of the values that differ, of tables key by key."""
+    if isinstance(before, msgspec.Struct) and isinstance(after, type(before)):
+        for field in before.__struct_fields__:
+            yield from _changed(getattr(before, field), getattr(after, field), f"{at}.{field}")
+    elif isinstance(before, dict) and isinstance(after, dict):
+        for key in before.keys() | after.keys():
+            if key not in before or key not in after or before[key] != after[key]:
+                yield f"{at}.{key}"[1:]
+    elif before != after:
+        yield at[1:]

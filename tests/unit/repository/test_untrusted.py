@@ -1,0 +1,99 @@
+"""Which fields somebody else's file may set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from headrace.config import ModelConfig
+from headrace.errors import ModelLoadError
+from headrace.machine import usable_cores
+from headrace.repository.folders import MIRROR_MARK, is_mirrored
+from headrace.repository.model_toml import overlay
+from headrace.repository.selection import select
+from headrace.repository.untrusted import ALLOWED, INSTANCES_PER_CORE, check_untrusted
+
+
+def check(table: dict[str, Any], base: ModelConfig | None = None, **options: Any) -> None:
+    base = base or ModelConfig()
+    check_untrusted(base, overlay(base, table, where="x"), where="x", **options)
+
+
+def test_allowed_fields_exist() -> None:
+    for name in ALLOWED:
+        field, _, inner = name.partition(".")
+        value = getattr(ModelConfig(), field)
+        assert not inner or isinstance(value, dict) or hasattr(value, inner)
+
+
+def test_each_field_is_allowed_or_refused_on_purpose() -> None:
+    """A new field of a model's configuration is refused until somebody decides."""
+    tables = {name.partition(".")[0] for name in ALLOWED}
+    assert set(ModelConfig.__struct_fields__) - tables == {"runtime", "isolation", "min_share"}
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"task": "tensor", "versions": "all", "decoupled": True},
+        {"task_options": {"labels": ["a", "b"]}},
+        {"runtime_options": {"graph_optimization": "off", "optional_inputs": ["b"]}},
+        {"cache": {"ttl": "1m"}, "response_cache": True},
+        {"rollout": {"guard": "1m"}, "queue": {"max_queue_size": 3}},
+        {"instances": INSTANCES_PER_CORE * usable_cores(), "threads": usable_cores()},
+        {"runtime": "auto"},
+    ],
+)
+def test_what_may_be_said(table: dict[str, Any]) -> None:
+    check(table)
+
+
+@pytest.mark.parametrize(
+    ("table", "field"),
+    [
+        ({"runtime": "python"}, "runtime"),
+        ({"isolation": "process"}, "isolation"),
+        ({"runtime_options": {"isolation": "thread"}}, "runtime_options.isolation"),
+        ({"runtime_options": {"threads": 1}}, "runtime_options.threads"),
+        ({"task_options": {"tokenizer": "/x"}}, "task_options.tokenizer"),
+        ({"cache": {"shared_between_tenants": True}}, "cache.shared_between_tenants"),
+        ({"residency": {"max_waiting": 1}}, "residency.max_waiting"),
+        ({"instances": INSTANCES_PER_CORE * usable_cores() + 1}, "instances"),
+        ({"threads": usable_cores() + 1}, "threads"),
+    ],
+)
+def test_what_may_not(table: dict[str, Any], field: str) -> None:
+    with pytest.raises(ModelLoadError, match=f"^x: {field}") as caught:
+        check(table)
+    assert caught.value.code == "field_refused"
+    assert caught.value.details["field"] == field
+
+
+def test_a_key_of_the_operator_s_is_not_changed() -> None:
+    base = ModelConfig(runtime_options={"device": "CPU"}, threads=500)
+    check({"threads": 500, "runtime_options": {"device": "CPU"}}, base)  # as it is
+    with pytest.raises(ModelLoadError, match="device"):
+        check({"runtime_options": {"device": "GPU"}}, base)
+
+
+def test_config_pbtxt_says_its_backend() -> None:
+    check({"runtime": "openvino"}, may_set_runtime=True)
+    with pytest.raises(ModelLoadError):
+        check({"isolation": "thread"}, may_set_runtime=True)
+
+
+def test_a_link_into_a_mirror_is_in_it(tmp_path) -> None:
+    (tmp_path / "mirror" / MIRROR_MARK).mkdir(parents=True)
+    (tmp_path / "mirror" / "m" / "1").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "mirror" / "m")
+    (tmp_path / "all").symlink_to(tmp_path / "mirror")
+    for path in ("mirror", "mirror/m", "mirror/m/1", "link", "link/1", "all", "all/m"):
+        assert is_mirrored(tmp_path / path), path
+    assert not is_mirrored(tmp_path)
+
+
+def test_an_archive_s_settings_are_not_taken_unasked() -> None:
+    files = {"m/model.onnx": 1, "m/model.toml": 1, "m/labels.txt": 1}
+    assert set(select(files, {}, ())) == {"m/model.onnx", "m/labels.txt"}
+    assert "m/model.toml" in select(files, {}, ["m/*"])
