@@ -88,11 +88,18 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     0 picks a free one."""
 
     metrics_port: Port | None = None
-    """A further port for scrapers; ``/metrics`` is answered on ``port`` as well."""
+    """A further port for scrapers: ``/metrics`` and health, which ``port`` answers as well, and
+    nothing else."""
 
     grpc_server: Literal["headrace", "grpcio"] = "headrace"
     """``grpcio``: its asyncio server on ``grpc_port``, which costs several times the CPU of our
     own HTTP/2 lane. For those who rely on an option that only it has."""
+
+    allowed_hosts: tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:\[\]-]+$")], ...] = ()
+    """Names that ``Host`` may have in state-changing requests that arrive on loopback, beside
+    localhost, loopback addresses and ``host``; the port does not count. Any other name is refused
+    there, because a web page can point its own name at 127.0.0.1 (DNS rebinding). A proxy on this
+    machine that passes on the name it was asked for needs that name here."""
 
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     """Processes that share the port. One is enough until the event loop is the limit."""

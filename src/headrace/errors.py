@@ -8,6 +8,8 @@
     │   ├── ModelNotFound         no such model or version
     │   ├── PayloadTooLarge       a named limit was exceeded
     │   ├── Unsupported           well formed, but not something this model or server can do
+    │   ├── Forbidden             not from where it comes: another site, an unknown host
+    │   ├── UnsupportedMediaType  its content type is not accepted on this route
     │   └── RequestCancelled      the caller left before the answer
     ├── CapacityError           nobody's: the same request may succeed later
     │   ├── Overloaded            a bounded queue is full (carries retry_after_ns)
@@ -82,6 +84,18 @@ class Unsupported(RequestError):
     """Well formed, but not something this model or server can do."""
 
     default_code = "unsupported"
+
+
+class Forbidden(RequestError):
+    """Well formed, but not allowed from where it comes."""
+
+    default_code = "forbidden"
+
+
+class UnsupportedMediaType(RequestError):
+    """The content type is not one that the route accepts."""
+
+    default_code = "unsupported_media_type"
 
 
 class RequestCancelled(RequestError):

@@ -39,7 +39,7 @@ def server(folder: Path) -> Iterator[ServerProcess]:
         "HEADRACE_SERVER__METRICS_HISTOGRAMS": "true",
         "HEADRACE_CACHE_DIR": str(folder / "cache"),
     }
-    with serving(folder / "repository", env=env) as server:
+    with serving(folder / "repository", "--watch", env=env) as server:
         yield server
 
 

@@ -184,18 +184,43 @@ def test_a_rollback_without_a_promotion_goes_to_the_version_below(
     repository: Path, tmp_path: Path
 ) -> None:
     put(repository, "a", 2, seed=5)
-    with serving(repository, env=env(tmp_path)) as server:
+    with serving(repository, "--watch", env=env(tmp_path)) as server:
         assert np.allclose(answer(server, "a"), expected(5), atol=1e-5)
         assert models(server, "rollback", "a").returncode == 0
         assert np.allclose(answer(server, "a"), expected(0), atol=1e-5)
         assert "nothing to go back to" in models(server, "rollback", "b").stderr
-        refused = models(server, "unload", "a")
-        assert "--watch" in refused.stderr
+
+
+def test_nothing_is_changed_by_command_unless_the_server_was_started_for_it(
+    repository: Path, tmp_path: Path
+) -> None:
+    put(repository, "a", 2, seed=5)
+    with serving(repository, env=env(tmp_path)) as server:
+        before = server.json("GET", "/v2/repository/models")[1]
+        for command in (["unload", "a"], ["promote", "a", "1"], ["rollback", "a"], ["pin", "a"]):
+            refused = models(server, *command)
+            assert refused.returncode == 1
+            assert "--watch" in refused.stderr
+        for path, update in (
+            ("/v2/logging", {"log_info": False}),
+            ("/v2/trace/setting", {"trace_rate": "7"}),
+            ("/v2/models/a/trace/setting", {"trace_rate": None}),
+        ):
+            settings = server.json("GET", path)
+            status, body = server.json("POST", path, update)
+            assert (status, body["code"]) == (503, "model_control")
+            assert server.json("POST", path) == server.json("GET", path) == settings
+            assert server.json("POST", path, {}) == settings
+        assert [(each["version"], each["aliases"], each["pinned"]) for each in before] == [
+            (each["version"], each["aliases"], each["pinned"])
+            for each in server.json("GET", "/v2/repository/models")[1]
+        ]
+        assert np.allclose(answer(server, "a"), expected(5), atol=1e-5)
 
 
 def test_workers_all_follow_an_alias(repository: Path, tmp_path: Path) -> None:
     put(repository, "a", 2, seed=5)
-    with serving(repository, "--workers", "2", env=env(tmp_path)) as server:
+    with serving(repository, "--watch", "--workers", "2", env=env(tmp_path)) as server:
         assert models(server, "promote", "a", "1").returncode == 0
         for _ in range(12):  # connections of their own: both workers are asked
             assert np.allclose(answer(server, "a"), expected(0), atol=1e-5)
@@ -246,7 +271,7 @@ def test_code_that_is_sent_is_not_run(repository: Path, tmp_path: Path) -> None:
         config = json.dumps({"backend": "python"})
         with (
             triton_http.InferenceServerClient(f"127.0.0.1:{server.port}") as client,
-            pytest.raises(InferenceServerException, match="is Python code"),
+            pytest.raises(InferenceServerException, match="brings code"),
         ):
             client.load_model("sent", config=config, files={"file:1/model.py": code})
         assert server.process.poll() is None

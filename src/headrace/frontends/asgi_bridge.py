@@ -73,6 +73,7 @@ class AsgiBridge:
     def _scope(self, exchange: Exchange) -> dict[str, Any]:
         head = exchange.head
         path, _, query = head.target.partition(b"?")
+        peer = exchange.connection.peer()
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -84,8 +85,8 @@ class AsgiBridge:
             "query_string": query,
             "root_path": "",
             "headers": [(name.lower(), value.rstrip(b" \t")) for name, value in head.raw_headers],
-            "client": None,
-            "server": None,
+            "client": peer.remote,
+            "server": peer.local,
         }
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from headrace.frontends import status
 from headrace.frontends.heads import Head
+from headrace.frontends.peer import Peer
 
 JSON_TYPE = b"application/json"
 
@@ -38,6 +39,10 @@ class Answering(Protocol):
 
     async def writable(self) -> None:
         """Waits until the client has read enough of what was sent."""
+        ...
+
+    def peer(self) -> Peer:
+        """Both ends of the connection; asks the kernel each time."""
         ...
 
 

@@ -22,6 +22,7 @@ from headrace.frontends.decompress import decompress_later
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.heads import Head
 from headrace.frontends.lane import NEVER, Lane
+from headrace.frontends.peer import Peer, peer_of
 from headrace.frontends.reader import IDLE, IN_BODY, IN_HEAD, RequestReader
 from headrace.frontends.refusals import Refusal
 
@@ -297,6 +298,10 @@ class Connection(asyncio.Protocol):
         if self._resumed is not None:
             self._watch_writing()
             await self._resumed
+
+    def peer(self) -> Peer:
+        """See ``Answering``."""
+        return peer_of(self._transport)
 
     def _flush(self) -> None:
         """Writes every answer whose turn it is."""

@@ -23,11 +23,12 @@ BINARY = "application/octet-stream"
 
 _ERRORS = {
     400: "Malformed, or not what the model's signature asks for.",
+    403: "From a web page of another site, or for a host that is not known here.",
     404: "No such model, version or route.",
     405: "The route exists for another method; see the Allow header.",
     408: "The request was not sent in time.",
     413: "The body is larger than the server's limit.",
-    415: "The Content-Encoding is none that this server reads.",
+    415: "The Content-Encoding is none that this server reads, or the Content-Type a form's.",
     417: "An Expect header other than 100-continue.",
     431: "The headers are larger than the server's limit.",
     500: "The model failed.",
@@ -107,8 +108,8 @@ def build_openapi(
         document["paths"] |= control_paths(
             _model_parameter(models),
             _path_parameter("version", versions),
-            _errors((501, *_EVERYWHERE)),
-            _errors((501, *_MODEL)),
+            _errors((403, 501, *_EVERYWHERE)),
+            _errors((403, 501, *_MODEL)),
         )
         document["components"]["schemas"] |= CONTROL_SCHEMAS
     return document

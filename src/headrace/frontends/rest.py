@@ -28,6 +28,7 @@ from headrace.frontends.docs_page import docs_page, landing_page
 from headrace.frontends.envelope import Envelope, error_response, http_error_response
 from headrace.frontends.openapi import EMBEDDING, DescribedModel, build_openapi
 from headrace.frontends.rest_control import ControlRoutes
+from headrace.frontends.site_guard import SiteGuard
 from headrace.telemetry.exposition import CONTENT_TYPE
 from headrace.types import ModelMetadata, ModelVersionStatus, TensorSpec
 
@@ -299,6 +300,7 @@ def create_app(
     extensions: Sequence[str] = EXTENSIONS,
     control: Control | None = None,
     explain: Callable[[str, str], object] | None = None,
+    guard: SiteGuard | None = None,
 ) -> Starlette:
     """The application.
 
@@ -311,6 +313,7 @@ def create_app(
         extensions: advertised by ``GET /v2``.
         control: what its routes control; None: there are none, but for the index.
         explain: what was learnt of a model (name, version); None: there is no such route.
+        guard: checks what changes something; None: one that knows no hosts but loopback's.
     """
     rest = _Rest(
         engine,
@@ -323,7 +326,7 @@ def create_app(
         explain=explain,
     )
     # First: "/v2/models/stats" is no model, and the control's index knows more models.
-    controls = [] if control is None else ControlRoutes(control).routes()
+    controls = [] if control is None else ControlRoutes(control, guard or SiteGuard()).routes()
     app = Starlette(
         routes=[*controls, *rest.routes()],
         middleware=[Middleware(Envelope)],

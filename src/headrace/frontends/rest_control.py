@@ -1,7 +1,8 @@
 """Routes that control a running server: repository, statistics, trace and log settings.
 
 Paths and bodies as in Triton's extensions; ``load`` and ``unload`` answer with KServe's body,
-of which Triton's clients read the status alone.
+of which Triton's clients read the status alone. Every route that changes something is behind
+:class:`SiteGuard`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Awaitable, Callable
+from functools import wraps
 from typing import Any
 
 import msgspec
@@ -19,6 +21,8 @@ from starlette.routing import Route
 from headrace.errors import InvalidRequest, Unsupported
 from headrace.frontends.codecs import json_guard
 from headrace.frontends.control import Control, Parameter
+from headrace.frontends.peer import is_loopback
+from headrace.frontends.site_guard import SiteGuard
 
 _FILE = "file:"
 
@@ -66,8 +70,9 @@ _control_decoder = msgspec.json.Decoder(_ControlRequest)
 class ControlRoutes:
     """The handlers; one method for each kind of route."""
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: Control, guard: SiteGuard) -> None:
         self._control = control
+        self._guard = guard
 
     def routes(self) -> list[Route]:
         """The table."""
@@ -79,15 +84,18 @@ class ControlRoutes:
             model + "/history": self.history,
             "/v2/repository/models": self.overview,
         }
-        posts: dict[str, Handler] = {
+        # Triton's client sends a POST for these, but they only read.
+        posted_reads: dict[str, Handler] = {
             "/v2/repository/index": self.index,
+            "/v2/repository/{repository}/index": self.index,
+        }
+        posts: dict[str, Handler] = {
             "/v2/repository/models/{model}/load": self.load,
             "/v2/repository/models/{model}/unload": self.unload,
             "/v2/repository/models/{model}/promote": self.promote,
             "/v2/repository/models/{model}/rollback": self.rollback,
             "/v2/repository/models/{model}/pin": self.pin,
             # A repository by name: Triton's path has room for one, and its server has none.
-            "/v2/repository/{repository}/index": self.index,
             "/v2/repository/{repository}/models/{model}/load": self.load,
             "/v2/repository/{repository}/models/{model}/unload": self.unload,
         }
@@ -108,9 +116,26 @@ class ControlRoutes:
         }
         return [
             *[Route(path, handler, methods=["GET"]) for path, handler in gets.items()],
-            *[Route(path, handler, methods=["POST"]) for path, handler in posts.items()],
-            *[Route(path, handler, methods=["GET", "POST"]) for path, handler in settings.items()],
+            *[Route(path, handler, methods=["POST"]) for path, handler in posted_reads.items()],
+            *[Route(path, self._guarded(f), methods=["POST"]) for path, f in posts.items()],
+            *[
+                Route(path, self._guarded(f), methods=["GET", "POST"])
+                for path, f in settings.items()
+            ],
         ]
+
+    def _guarded(self, handler: Handler) -> Handler:
+        @wraps(handler)
+        async def checked(request: Request) -> Response:
+            if request.method == "POST":
+                self._guard.check(
+                    request.headers.getlist,
+                    request.headers.get("host", ""),
+                    on_loopback=_on_loopback(request),
+                )
+            return await handler(request)
+
+        return checked
 
     async def index(self, request: Request) -> Response:
         """Every version with its state; ``{"ready": true}`` leaves only those that serve."""
@@ -231,6 +256,12 @@ class ControlRoutes:
     async def unregister_cuda(self, _: Request) -> Response:
         """There is none."""
         return Response(b"", 200)
+
+
+def _on_loopback(request: Request) -> bool:
+    """True where the server does not know, so that the host is checked."""
+    server = request.scope.get("server")
+    return server is None or is_loopback(server[0])
 
 
 async def _settings(request: Request) -> dict[str, Any] | None:

@@ -13,13 +13,17 @@ from headrace.frontends.asgi_bridge import AsgiBridge
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.generate import GenerateRoute
 from headrace.frontends.openai import EmbeddingsRoute
-from headrace.frontends.status import openai_error_body, v2_error_body
+from headrace.frontends.status import openai_error_body, v2_body, v2_error_body
 from headrace.frontends.v1_predict import PredictRoute
 from headrace.frontends.v2_infer import InferRoute
 
 _LOG = logging.getLogger("headrace.http")
 
 _AUTHORITY = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
+
+
+SCRAPED = frozenset({b"/metrics", b"/healthz", b"/v2/health/live", b"/v2/health/ready"})
+"""What the metrics port answers."""
 
 
 class Router:
@@ -105,6 +109,27 @@ class Router:
             exchange.cancel = lobby.wait(absent, again, refuse)
         except HeadraceError as error:
             refuse(error)
+
+
+class ScrapeRouter:
+    """The handler of the metrics port: metrics and health, and nothing that a model does."""
+
+    def __init__(self, rest: AsgiBridge) -> None:
+        self._rest = rest
+
+    def handle(self, exchange: Exchange) -> None:
+        """Compares bytes, so that no other way to write a path reaches another route."""
+        head = exchange.head
+        if not head.target.startswith(b"/"):
+            head.target = _origin_form(head.target)
+        path = head.target.partition(b"?")[0]
+        if path in SCRAPED:
+            self._rest.handle(exchange)
+            return
+        text = f"there is no route {path.decode('latin-1')} on the metrics port"
+        routes = ", ".join(sorted(found.decode() for found in SCRAPED))
+        body = v2_body(text, "route_not_found", hint=f"the routes are {routes}")
+        exchange.respond(404, body)
 
 
 def _is_openai(exchange: Exchange) -> bool:

@@ -17,6 +17,7 @@ import msgspec
 from headrace.errors import (
     CapacityError,
     DeadlineExceeded,
+    Forbidden,
     HeadraceError,
     InferenceFailed,
     InstanceDied,
@@ -29,6 +30,7 @@ from headrace.errors import (
     RequestCancelled,
     RequestError,
     Unsupported,
+    UnsupportedMediaType,
 )
 
 NS_PER_S = 1_000_000_000
@@ -55,6 +57,8 @@ STATUS_OF: dict[type[BaseException], Status] = {
     ModelNotFound: Status(404, "NOT_FOUND", _REQUEST),
     PayloadTooLarge: Status(413, "RESOURCE_EXHAUSTED", _REQUEST),
     Unsupported: Status(501, "UNIMPLEMENTED", _REQUEST),
+    Forbidden: Status(403, "PERMISSION_DENIED", _REQUEST),
+    UnsupportedMediaType: Status(415, "INVALID_ARGUMENT", _REQUEST),
     RequestCancelled: Status(499, "CANCELLED", _REQUEST),
     CapacityError: Status(503, "UNAVAILABLE", _SERVER),
     Overloaded: Status(503, "UNAVAILABLE", _SERVER),
@@ -84,6 +88,7 @@ GRPC_CODES = {
     "INVALID_ARGUMENT": 3,
     "DEADLINE_EXCEEDED": 4,
     "NOT_FOUND": 5,
+    "PERMISSION_DENIED": 7,
     "RESOURCE_EXHAUSTED": 8,
     "UNIMPLEMENTED": 12,
     "INTERNAL": 13,

@@ -30,19 +30,22 @@ from headrace.errors import ConfigError, ModelLoadError
 from headrace.frontends.access import LoggedConnection
 from headrace.frontends.asgi_bridge import Application as Asgi
 from headrace.frontends.asgi_bridge import AsgiBridge, LateApplication
+from headrace.frontends.exchange import Handler
 from headrace.frontends.generate import GenerateRoute
 from headrace.frontends.grpc.call import LateMethods, LongCalls, Methods
 from headrace.frontends.http1 import Connection
 from headrace.frontends.http2.connection import Http2Connection
 from headrace.frontends.lane import Lane
 from headrace.frontends.openai import EmbeddingsRoute
-from headrace.frontends.router import Router
+from headrace.frontends.router import Router, ScrapeRouter
 from headrace.frontends.shared_memory import SharedMemory
+from headrace.frontends.site_guard import SiteGuard
 from headrace.frontends.v1_predict import PredictRoute
 from headrace.frontends.v2_infer import InferRoute
 from headrace.loading import cache_folder
 from headrace.machine import usable_cores
 from headrace.repository.layout import ScanResult
+from headrace.server import ports
 from headrace.server.group import Group
 from headrace.server.sockets import BACKLOG
 from headrace.server.stopping import StopSignals, end_process
@@ -69,6 +72,13 @@ def _settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+def _protocol(lane: Lane) -> Callable[[], Connection]:
+    """Makes what speaks to a new client of the lane."""
+    log = access_log()
+    lane.http2 = lambda: Http2Connection(lane, log)
+    return lambda: Connection(lane) if log is None else LoggedConnection(lane, log)
 
 
 def _shared_cache(server: ServerConfig, metrics: Metrics) -> SharedTier | None:
@@ -123,25 +133,32 @@ class Application:
         self._paths, self._name, self._fetch = tuple(paths), name, fetch
         self.shared_memory = SharedMemory()
         self._rest = LateApplication(self._build_rest)
+        self._guard = SiteGuard((server.host, *server.allowed_hosts))
+        bridge = AsgiBridge(self._rest, scheme="https" if server.tls else "http")
         router = Router(
             InferRoute(self.engine, self.shared_memory),
             EmbeddingsRoute(self.engine),
             PredictRoute(self.engine),
             GenerateRoute(self.engine),
-            AsgiBridge(self._rest, scheme="https" if server.tls else "http"),
+            bridge,
             lobby=lambda: self.engine.lobby,
         )
-        self.lane = Lane(
-            router.handle,
-            limits=server.limits,
-            http2_limits=server.http2,
-            counters=self.metrics.http,
-        )
+        self.lane = self._make_lane(router.handle)
+        self._scrape_lane = self._make_lane(ScrapeRouter(bridge).handle)  # has no gRPC methods
         self._grpc = LateMethods(self._build_grpc)
         self.lane.grpc = self._grpc
         self._long_calls = LongCalls()
         self._servers: list[asyncio.Server] = []
         self._grpcio: GrpcioServer | None = None
+
+    def _make_lane(self, handler: Handler) -> Lane:
+        server = self._config.server
+        return Lane(
+            handler,
+            limits=server.limits,
+            http2_limits=server.http2,
+            counters=self.metrics.http,
+        )
 
     def _make_manager(self) -> ModelManager:
         config = self._config
@@ -207,12 +224,15 @@ class Application:
         return server.model_control != "none" or any(serving)
 
     async def listen(self, listeners: Sequence[socket.socket]) -> None:
-        """Answers on ``listeners`` from now on; liveness at once, readiness after loading."""
-        log = access_log()
-        self.lane.http2 = lambda: Http2Connection(self.lane, log)
-        for listener in listeners:
+        """Answers on ``listeners`` from now on; liveness at once, readiness after loading.
+
+        ``listeners`` are those of ``ports.fields_of``, in that order.
+        """
+        fields = ports.fields_of(self._config.server)
+        for field, listener in zip(fields, listeners, strict=True):
+            lane = self._scrape_lane if field == "metrics_port" else self.lane
             server = await self._loop.create_server(
-                lambda: Connection(self.lane) if log is None else LoggedConnection(self.lane, log),
+                _protocol(lane),
                 sock=listener,
                 ssl=self._tls,
                 backlog=BACKLOG,  # listens again, and its own default is 100
@@ -276,7 +296,10 @@ class Application:
         if self._grpcio is not None:
             await self._grpcio.stop(server.drain_timeout_s)
         # The engine after the lane: what has begun to arrive is still taken.
-        served = await self.lane.drain(server.drain_timeout_s)
+        served, _ = await asyncio.gather(
+            self.lane.drain(server.drain_timeout_s),
+            self._scrape_lane.drain(server.drain_timeout_s),
+        )
         return served and await self.engine.drain(server.drain_timeout_s)
 
     async def close(self) -> None:
@@ -286,6 +309,7 @@ class Application:
         if self._grpcio is not None:
             await self._grpcio.stop(0)
         self.lane.abort()
+        self._scrape_lane.abort()
         self.engine.close()
         if self._shared_cache is not None:
             await self._shared_cache.close()
@@ -327,6 +351,7 @@ class Application:
             version=__version__,
             extensions=EXTENSIONS,
             is_ready=self.is_ready,
+            guard=self._guard,
         )
         return {**service.methods(), **standard_methods(self.is_ready, self._long_calls)}
 
@@ -347,6 +372,7 @@ class Application:
             is_ready=self.is_ready,
             control=self.control,
             explain=self._explain,
+            guard=self._guard,
         )
 
     def _explain(self, name: str, version: str) -> object:

@@ -12,7 +12,7 @@ import msgspec
 from headrace.config import ServerConfig
 from headrace.engine.catalog import STABLE, Catalog
 from headrace.engine.models import ModelManager
-from headrace.errors import InvalidRequest, ModelNotFound
+from headrace.errors import Forbidden, InvalidRequest, ModelNotFound, ModelNotReady
 from headrace.frontends.control import Parameter
 from headrace.server.commands import (
     ChangeLog,
@@ -125,9 +125,10 @@ class ServerControl:
 
         Raises:
             InvalidRequest: no such model, a wrong parameter, or it cannot be loaded.
+            Forbidden: it brings files, and ``server.uploads`` is off.
             ModelNotReady: models are not loaded by hand here.
         """
-        self._check_allowed()
+        self._check_allowed(control_refused())
         config: str | None = None
         files: dict[str, bytes] = {}
         for name, value in parameters.items():
@@ -154,12 +155,12 @@ class ServerControl:
         Raises:
             ModelNotReady: models are not unloaded by hand here.
         """
-        self._check_allowed()
+        self._check_allowed(control_refused())
         await self._tell_all(UnloadModel(model, dependents))
 
-    def _check_allowed(self) -> None:
+    def _check_allowed(self, refusal: ModelNotReady) -> None:
         if self._config.model_control not in ("explicit", "watch"):
-            raise control_refused()
+            raise refusal
 
     # -- versions and memory -------------------------------------------------------------------
 
@@ -180,7 +181,9 @@ class ServerControl:
         Raises:
             InvalidRequest: there is no such version, or it cannot be loaded.
             ModelNotFound: there is no such model.
+            ModelNotReady: versions are not changed by command here.
         """
+        self._check_allowed(change_refused("promote a version"))
         self._check_known(model)
         check_alias(alias)
         aliases = self._catalog.aliases(model)
@@ -197,7 +200,9 @@ class ServerControl:
         Raises:
             InvalidRequest: there is nothing to go back to.
             ModelNotFound: there is no such model.
+            ModelNotReady: versions are not changed by command here.
         """
+        self._check_allowed(change_refused("roll back"))
         self._check_known(model)
         if alias == STABLE and self._manager.stands_by(model):
             await self._tell_all(RollBack(model, "rolled back by hand"))
@@ -226,7 +231,8 @@ class ServerControl:
         return self._catalog.aliases(model)
 
     async def pin(self, model: str, *, pinned: bool = True) -> None:
-        """Whether it may leave memory to make room. Raises ModelNotFound."""
+        """Whether it may leave memory to make room. Raises ModelNotFound, ModelNotReady."""
+        self._check_allowed(change_refused("pin a model"))
         self._check_known(model)
         await self._tell_all(Pin(model, pinned))
 
@@ -278,16 +284,19 @@ class ServerControl:
         Raises:
             ModelNotFound: there is no such model.
             InvalidRequest, Unsupported: a setting that is not known, or cannot be.
+            ModelNotReady: settings are not changed by command here.
         """
         if model and all(status.name != model for status in self._catalog.statuses()):
             raise ModelNotFound(f"Request for unknown model : {model}", model=model)
-        if update is not None:
+        if update:
+            self._check_allowed(change_refused("change trace settings"))
             await self._tell_all(ChangeTrace(model, dict(update)))
         return self._tracing.body(model)
 
     async def log_settings(self, update: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The same for the server's log. Raises InvalidRequest, Unsupported."""
+        """The same for the server's log. Raises InvalidRequest, ModelNotReady, Unsupported."""
         if update:
+            self._check_allowed(change_refused("change log settings"))
             await self._tell_all(ChangeLog(dict(update)))
         return self._log.body()
 
@@ -339,12 +348,21 @@ class ServerControl:
                 raise InvalidRequest(f"unknown command {msgspec.to_builtins(command)}")
 
 
-def _uploads_refused(model: str) -> InvalidRequest:
-    return InvalidRequest(
+def _uploads_refused(model: str) -> Forbidden:
+    return Forbidden(
         f"failed to load '{model}', this server takes no files with a load request",
         code="uploads_refused",
         hint="put the model into the repository; or start the server with server.uploads = true",
         model=model,
+    )
+
+
+def change_refused(what: str) -> ModelNotReady:
+    """With ``model_control`` none or poll, for what Triton has no sentence for."""
+    return ModelNotReady(
+        f"cannot {what}: this server takes no changes over its API",
+        code="model_control",
+        hint="start the server with --watch, or with --model-control-mode=explicit",
     )
 
 

@@ -1,8 +1,8 @@
 """Which ports a server listens on: one for everything, and further ones where they are wanted.
 
-Every port answers everything, HTTP/1.1 and HTTP/2 and gRPC: which one it is, the first bytes of a
-connection say. A port of its own for gRPC or for metrics is for clients and scrapers that
-expect one, as Triton's do.
+The main port and gRPC's answer everything, HTTP/1.1 and HTTP/2 and gRPC: which one it is, the first
+bytes of a connection say. A port of its own for gRPC is for clients that expect one, as Triton's
+do. The port for metrics answers metrics and health only, so that it can be open to scrapers.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _differ(server: ServerConfig) -> None:
             one, other = seen[port].replace("_", "-"), field.replace("_", "-")
             raise ConfigError(
                 f"--{one} and --{other} are both {port}",
-                hint=f"every port answers everything: leave --{other} out, or choose another",
+                hint=f"the main port answers everything: leave --{other} out, or choose another",
                 field=f"server.{field}",
                 got=port,
             )

@@ -13,6 +13,8 @@ from weakref import WeakSet
 
 import msgspec
 
+from headrace.frontends.peer import Peer
+
 Metadata = Sequence[tuple[bytes, bytes]]
 """Names in lower case; values of ``-bin`` names are already decoded from base64."""
 
@@ -32,6 +34,15 @@ class Call(Protocol):
     closed: bool
     pending_bytes: int
     cancel: Callable[[], object] | None
+
+    @property
+    def authority(self) -> str:
+        """``:authority``; "" where the transport does not tell it (grpcio's server)."""
+        ...
+
+    def peer(self) -> Peer:
+        """Both ends of the connection; asks the kernel each time."""
+        ...
 
     def send(self, message: bytes) -> None:
         """One message of the answer; more may follow."""

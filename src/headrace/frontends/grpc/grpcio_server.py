@@ -17,6 +17,7 @@ from headrace.config import ServerConfig
 from headrace.errors import AddressInUse, HeadraceError, MissingExtra
 from headrace.frontends import status
 from headrace.frontends.grpc.call import Incoming, Metadata, Method, Methods
+from headrace.frontends.peer import Peer, peer_of_grpcio
 
 _LOG = logging.getLogger("headrace.grpc")
 
@@ -105,7 +106,10 @@ class _Handler:
 class _Call:
     """``frontends.grpc.call.Call`` on a grpcio context."""
 
+    authority = ""
+
     def __init__(self, context: Any) -> None:
+        self._peer = context.peer()
         self.metadata: Metadata = [
             (name.encode(), value if isinstance(value, bytes) else value.encode())
             for name, value in context.invocation_metadata()
@@ -124,6 +128,9 @@ class _Call:
         self.may_read.set()
         self._read = asyncio.Event()
         context.add_done_callback(self._abandoned)
+
+    def peer(self) -> Peer:
+        return peer_of_grpcio(self._peer)
 
     def send(self, message: bytes) -> None:
         if not self.closed:

@@ -27,6 +27,7 @@ from headrace.frontends.codecs.v2_proto import read_parameters
 from headrace.frontends.control import Control
 from headrace.frontends.grpc.call import Call, Method, Methods, Unary
 from headrace.frontends.grpc.infer import InferMethods
+from headrace.frontends.site_guard import SiteGuard
 from headrace.types import ModelMetadata
 
 _LOG = logging.getLogger("headrace.grpc")
@@ -63,6 +64,7 @@ class InferenceService:
         version: of headrace.
         extensions: as ``GET /v2`` advertises them.
         is_ready: whether the server takes requests.
+        guard: checks what changes something; None: one that knows no hosts but loopback's.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class InferenceService:
         version: str,
         extensions: tuple[str, ...],
         is_ready: Callable[[], bool],
+        guard: SiteGuard | None = None,
     ) -> None:
         self._infer = infer
         self._models = models
@@ -81,10 +84,11 @@ class InferenceService:
         self._version = version
         self._extensions = extensions
         self._is_ready = is_ready
+        self._guard = guard or SiteGuard()
 
     def methods(self) -> Methods:
         """Path -> method."""
-        handlers: dict[str, Handler] = {
+        reads: dict[str, Handler] = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
             "ModelReady": self._model_ready,
@@ -93,21 +97,22 @@ class InferenceService:
             "ModelConfig": self._model_config,
             "ModelStatistics": self._model_statistics,
             "RepositoryIndex": self._repository_index,
+            "SystemSharedMemoryStatus": self._shared_memory_status,
+            "CudaSharedMemoryStatus": self._cuda_status,
+        }
+        changes: dict[str, Handler] = {
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
-            "SystemSharedMemoryStatus": self._shared_memory_status,
             "SystemSharedMemoryRegister": self._register_shared_memory,
             "SystemSharedMemoryUnregister": self._unregister_shared_memory,
-            "CudaSharedMemoryStatus": self._cuda_status,
             "CudaSharedMemoryRegister": self._no_cuda,
             "CudaSharedMemoryUnregister": self._cuda_unregister,
             "TraceSetting": self._trace_setting,
             "LogSettings": self._log_settings,
         }
-        table = {
-            _path(name): Method(unary=unary_of(f"inference.{name}Request", handler))
-            for name, handler in handlers.items()
-        }
+        table = {_path(name): Method(unary=_unary(name, f)) for name, f in reads.items()}
+        for name, handler in changes.items():
+            table[_path(name)] = Method(unary=guarded(_unary(name, handler), self._guard))
         table[_path("ModelInfer")] = Method(unary=self._infer.infer)
         table[_path("ModelStreamInfer")] = Method(streaming=self._infer.stream)
         return table
@@ -263,6 +268,25 @@ def unary_of(request: str, handler: Handler) -> Unary:
         task.add_done_callback(tasks.discard)
 
     return method
+
+
+def guarded(unary: Unary, guard: SiteGuard) -> Unary:
+    """The method, behind the guard: web pages reach gRPC only by mistakes of others, and those
+    are refused too."""
+
+    def method(call: Call, message: bytes) -> None:
+        def values(key: str) -> list[str]:
+            name = key.encode()
+            return [value.decode("latin-1") for found, value in call.metadata if found == name]
+
+        guard.check(values, call.authority, on_loopback=call.peer().on_loopback)
+        unary(call, message)
+
+    return method
+
+
+def _unary(name: str, handler: Handler) -> Unary:
+    return unary_of(f"inference.{name}Request", handler)
 
 
 def _path(name: str) -> bytes:

@@ -25,6 +25,7 @@ from headrace.frontends.http2.http_stream import HttpStream, http_meaning
 from headrace.frontends.http2.machine import Machine
 from headrace.frontends.http2.streams import Sender, Stream
 from headrace.frontends.lane import NEVER, Lane
+from headrace.frontends.peer import UNKNOWN_PEER, Peer, peer_of
 
 _LINGER_S = 2.0
 """After the last frame the rest of what the client sends is read and dropped for so long: closing
@@ -158,6 +159,10 @@ class Http2Connection(asyncio.Protocol):
     ) -> None:
         """Does ``work`` on a thread."""
         self._lane.loop.run_in_executor(None, work).add_done_callback(done)
+
+    def peer(self) -> Peer:
+        """Both ends of the connection."""
+        return peer_of(self._transport)
 
     def emptied(self) -> None:
         """The connection is idle now, or ends with the next write."""
@@ -312,6 +317,9 @@ class _Nobody:
 
     def offload(self, *_: object) -> None:
         pass
+
+    def peer(self) -> Peer:
+        return UNKNOWN_PEER
 
     def emptied(self) -> None:
         pass

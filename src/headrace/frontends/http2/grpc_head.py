@@ -44,10 +44,12 @@ OK = literal(b"grpc-status", b"0")
 
 
 class GrpcMeaning(msgspec.Struct, eq=False):
-    """``error`` is why the call cannot be taken, or None. ``encoding`` is "" for identity."""
+    """``error`` is why the call cannot be taken, or None. ``encoding`` is "" for identity,
+    ``authority`` that of ``:authority`` or, without it, of ``host``."""
 
     path: bytes
     method: Method | None
+    authority: bytes = b""
     metadata: Metadata = ()
     timeout_ns: int = 0
     encoding: bytes = b""
@@ -59,7 +61,8 @@ def grpc_meaning(fields: Fields, methods: Methods) -> GrpcMeaning | None:
     content_type = next((value for name, value in fields.headers if name == b"content-type"), b"")
     if content_type.partition(b";")[0].rstrip() not in _CONTENT_TYPES or fields.method != b"POST":
         return None
-    meaning = GrpcMeaning(fields.path, methods.get(fields.path))
+    authority = fields.authority or b",".join(v for name, v in fields.headers if name == b"host")
+    meaning = GrpcMeaning(fields.path, methods.get(fields.path), authority)
     try:
         _read(fields, meaning)
         if meaning.method is None:

@@ -21,6 +21,7 @@ from headrace.frontends.http2 import frames
 from headrace.frontends.http2.faults import StreamFault
 from headrace.frontends.http2.grpc_head import ACCEPTS, ANSWER, OK, GrpcMeaning, status_fields
 from headrace.frontends.http2.streams import Sender, Stream
+from headrace.frontends.peer import Peer
 from headrace.frontends.refusals import BODY_TOO_LARGE, Refusal
 
 _LOG = logging.getLogger("headrace.grpc")
@@ -72,6 +73,15 @@ class GrpcStream(Stream):
         self._meaning = meaning
         self.metadata = meaning.metadata
         self.timeout_ns = meaning.timeout_ns
+
+    @property
+    def authority(self) -> str:
+        """See ``Call``."""
+        return self._meaning.authority.decode("latin-1")
+
+    def peer(self) -> Peer:
+        """See ``Call``."""
+        return self.machine.host.peer()
 
     # -- what arrives ----------------------------------------------------------------------------
 

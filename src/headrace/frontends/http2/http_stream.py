@@ -17,6 +17,7 @@ from headrace.frontends.http2.faults import INTERNAL_ERROR, PROTOCOL_ERROR, Stre
 from headrace.frontends.http2.fields import Fields, literal, status_block
 from headrace.frontends.http2.streams import Sender, Stream
 from headrace.frontends.lane import Lane
+from headrace.frontends.peer import Peer
 from headrace.frontends.refusals import Refusal
 
 _LOG = logging.getLogger("headrace.http")
@@ -199,6 +200,10 @@ class HttpStream(Stream):
         elif not data:
             return
         self.machine.send_data(self, data, last=last)
+
+    def peer(self) -> Peer:
+        """See ``Answering``."""
+        return self.machine.host.peer()
 
     def abort(self) -> None:
         """Cuts the answer off."""

@@ -21,6 +21,7 @@ from headrace.frontends.http2.faults import (
     ConnectionFault,
     StreamFault,
 )
+from headrace.frontends.peer import Peer
 from headrace.limits import Http2Limits, HttpLimits
 from headrace.telemetry.snapshot import HttpCounters
 
@@ -150,6 +151,10 @@ class Host(Protocol):
         self, work: Callable[[], Any], done: Callable[[asyncio.Future[Any]], object]
     ) -> None:
         """Does ``work`` on a thread."""
+        ...
+
+    def peer(self) -> Peer:
+        """Both ends of the connection."""
         ...
 
     def emptied(self) -> None:

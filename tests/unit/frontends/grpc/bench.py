@@ -18,6 +18,7 @@ from headrace.frontends.codecs.v2_parameters import NO_SHARED_MEMORY
 from headrace.frontends.codecs.v2_proto import RequestDecoder, ResponseEncoder
 from headrace.frontends.grpc.call import Incoming, LongCalls, Metadata
 from headrace.frontends.grpc.infer import InferMethods
+from headrace.frontends.peer import Address, Peer
 from headrace.runtimes.base import Emit, ModelRequest
 from headrace.testing.fakes import FakeModel
 from headrace.types import ModelMetadata, TensorSpec
@@ -32,6 +33,8 @@ StreamResponse = protos.message("inference.ModelStreamInferResponse")
 class FakeCall:
     """A :class:`headrace.frontends.grpc.call.Call` that writes down what it is told."""
 
+    authority = "localhost:8001"
+
     def __init__(self, metadata: Metadata = (), timeout_ns: int = 0) -> None:
         self.metadata = metadata
         self.arrived_ns = MonotonicClock.now_ns()
@@ -45,6 +48,9 @@ class FakeCall:
         self.over = asyncio.Event()
         self.read = asyncio.Event()
         self._changed = asyncio.Event()
+
+    def peer(self) -> Peer:
+        return Peer(Address("127.0.0.1", 5000), Address("127.0.0.1", 8001))
 
     def send(self, message: bytes) -> None:
         if not self.closed:
