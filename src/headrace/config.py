@@ -17,6 +17,7 @@ from headrace.limits import (
     MIB,
     Http2Limits,
     HttpLimits,
+    MetricLabel,
     NotNegative,
     Port,
     Positive,
@@ -452,7 +453,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     parameters: dict[str, str] = {}
     """For the model's own use, and shown by its configuration route."""
 
-    metric_tags: dict[str, str] = {}
+    metric_tags: dict[MetricLabel, str] = {}
     """Labels of the model's ``nv_*`` series."""
 
     triton_config: dict[str, Any] = {}

@@ -15,6 +15,12 @@ Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
+METRIC_LABEL = r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*\Z"
+"""A label name of Prometheus; those that begin with two underscores are its own."""
+
+MetricLabel = Annotated[str, Meta(pattern=rf"^(?!(le|quantile)\Z){METRIC_LABEL}")]
+"""Of series that may be histograms or summaries."""
+
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB

@@ -431,10 +431,11 @@ def _expected_of(info: msgspec.inspect.Type) -> str:
     if isinstance(info, msgspec.inspect.StrType):
         if not info.pattern:
             return "a string"
-        # Of the two patterns that there are, only sizes have these units.
         if "GiB" in info.pattern:
             return 'a size above 0 such as "512MiB" or "4GiB"'
-        return 'a time above 0 such as "500us", "50ms" or "1.5s"'
+        if "us|ms" in info.pattern:
+            return 'a time above 0 such as "500us", "50ms" or "1.5s"'
+        return f"text that matches {info.pattern}"
     if isinstance(info, msgspec.inspect.IntType | msgspec.inspect.FloatType):
         noun = "a whole number" if isinstance(info, msgspec.inspect.IntType) else "a number"
         bounds = (

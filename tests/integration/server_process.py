@@ -30,7 +30,11 @@ class ServerProcess:
     """
 
     def __init__(
-        self, *arguments: object, env: Mapping[str, str] | None = None, script: str = ""
+        self,
+        *arguments: object,
+        env: Mapping[str, str] | None = None,
+        script: str = "",
+        cwd: Path | None = None,
     ) -> None:
         entrance = ["-c", script] if script else ["-m", "headrace"]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
@@ -40,6 +44,7 @@ class ServerProcess:
             stdin=subprocess.DEVNULL,
             text=True,
             env=clean | dict(env or {}),
+            cwd=cwd,
         )
         self.url = ""
         self.lines: list[str] = []

@@ -288,11 +288,18 @@ def own_address() -> str | None:
 # -- gRPC ------------------------------------------------------------------------------------------
 
 
-def status_of(channel: grpc.Channel, name: str, metadata: Any = ()) -> grpc.StatusCode:
+def status_of(
+    channel: grpc.Channel, name: str, metadata: Any = (), *, reads: bool = False
+) -> grpc.StatusCode:
+    """``reads``: without the changes that the requests for settings bring."""
     kind = protos.message(f"inference.{name}Request")
     request = kind()
     if "model_name" in kind.DESCRIPTOR.fields_by_name:
         request.model_name = "m"
+    if name == "LogSettings" and not reads:
+        request.settings["log_verbose_level"].uint32_param = 0
+    if name == "TraceSetting" and not reads:
+        request.settings["trace_rate"].value.append("1000")
     call = channel.unary_unary(f"/{SERVICE}/{name}")
     try:
         call(request.SerializeToString(), metadata=metadata, timeout=TIMEOUT_S)
@@ -314,6 +321,13 @@ def test_grpc_calls_of_another_site(server: ServerProcess, name: str, port: str)
     with grpc.insecure_channel(address, [("grpc.default_authority", EVIL)]) as channel:
         assert status_of(channel, name) is grpc.StatusCode.PERMISSION_DENIED
         assert status_of(channel, "ServerLive") is grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("name", ["LogSettings", "TraceSetting"])
+def test_settings_may_be_read(server: ServerProcess, name: str) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        metadata = [("origin", f"http://{EVIL}")]
+        assert status_of(channel, name, metadata, reads=True) is grpc.StatusCode.OK
 
 
 @pytest.mark.parametrize("name", guarded_calls())

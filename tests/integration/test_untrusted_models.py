@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import tritonclient.grpc as grpc_client
 import tritonclient.http as http_client
+from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
 
 from headrace.testing import onnx_models
-from tests.integration.server_process import ServerProcess, serving
+from tests.integration.server_process import ServerProcess, serving, wait_until
 
 ONNX = onnx_models.mlp(0, widths=(4, 4, 2))
 Files = dict[str, bytes]
@@ -242,7 +243,7 @@ def local(tmp_path: Path, files: Files) -> Path:
     """A repository on this machine."""
     for name, content in files.items():
         file = tmp_path / "repository" / name
-        file.parent.mkdir(parents=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
     return tmp_path / "repository"
 
@@ -278,3 +279,131 @@ def test_uploads_can_be_switched_off(tmp_path: Path) -> None:
         ):
             client.load_model("x", config="{}", files={"file:1/model.onnx": ONNX})
         assert server.json("POST", "/v2/repository/models/mine/load", {})[0] == 200
+
+
+@pytest.mark.parametrize("filename", ["export.py", "model.py"])
+def test_a_configuration_that_is_sent_selects_no_code(
+    tmp_path: Path, code: bytes, trap: Path, filename: str
+) -> None:
+    """Of the operator's own folder either: scripts that made a model often lie beside it."""
+    files = {"mine/1/model.onnx": ONNX, f"mine/1/{filename}": code}
+    repository = local(tmp_path, {**files, "mine/config.pbtxt": b'backend: "onnxruntime"'})
+    env = {"HEADRACE_CACHE_DIR": str(tmp_path / "cache")}
+    with serving(repository, "--watch", env=env) as server:
+        config = json.dumps({"backend": "python", "default_model_filename": filename})
+        path = "/v2/repository/models/mine/load"
+        status, answer = server.json("POST", path, {"parameters": {"config": config}})
+        assert (status, answer["reason_code"]) == (400, "code_refused")
+        assert not trap.exists()
+        assert server.json("GET", "/v2/models/mine/ready")[0] == 200
+
+
+def test_a_python_model_of_the_operator_s_may_be_configured(
+    tmp_path: Path, code: bytes, trap: Path
+) -> None:
+    plain = code.split(b"class")[0]
+    repository = local(tmp_path, {"mine/1/model.onnx": ONNX, "local/1/model.py": plain})
+    env = {
+        "HEADRACE_CACHE_DIR": str(tmp_path / "cache"),
+        "HEADRACE_SERVER__MODEL_CONTROL": "explicit",
+        "HEADRACE_SERVER__LOAD_MODELS": '["mine"]',
+    }
+    with serving(repository, env=env) as server:
+        assert not trap.exists()
+        config = json.dumps({"backend": "python", "max_batch_size": 4})
+        path = "/v2/repository/models/local/load"
+        status, answer = server.json("POST", path, {"parameters": {"config": config}})
+        assert (status, trap.exists()) == (200, True), answer
+
+
+def test_the_operator_s_files_outlive_a_load_that_fails(tmp_path: Path) -> None:
+    """Whatever the folders are called: only what a load request brought is deleted."""
+    name = "headrace-model-demo"
+    repository = local(tmp_path, {f"{name}/1/model.onnx": ONNX, "good/1/model.onnx": ONNX})
+    repository = repository.rename(tmp_path / "headrace-model-repository")
+    env = {"HEADRACE_CACHE_DIR": str(tmp_path / "cache")}
+    with serving(repository, "--watch", env=env) as server:
+        path = f"/v2/repository/models/{name}/load"
+        config = json.dumps({"backend": "openvino"})
+        assert server.json("POST", path, {"parameters": {"config": config}})[0] == 400
+        (repository / name / "model.toml").write_text("runtime_options = { zz = 1 }")
+        assert server.json("POST", path, {})[0] == 400
+        assert (repository / name / "1" / "model.onnx").exists()
+        assert (repository / "good" / "1" / "model.onnx").exists()
+
+
+def test_files_that_were_sent_are_deleted(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    env = {"HEADRACE_CACHE_DIR": str(tmp_path / "cache"), "TMPDIR": str(scratch)}
+    ensemble = {
+        "platform": "ensemble",
+        "input": [{"name": "a", "data_type": "TYPE_FP32", "dims": [4]}],
+        "output": [{"name": "b", "data_type": "TYPE_FP32", "dims": [2]}],
+        "ensemble_scheduling": {
+            "step": [{"model_name": "nobody", "input_map": {"x": "a"}, "output_map": {"y": "b"}}]
+        },
+    }
+    with serving(local(tmp_path, {"mine/1/model.onnx": ONNX}), "--watch", env=env) as server:
+        models = "/v2/repository/models"
+        assert send(server, ensemble, {"1/.keep": b""})[0] == 400
+        assert send(server, {"backend": "onnxruntime"}, {"1/model.onnx": b"not a model"})[0] == 400
+        assert not uploads(scratch)
+        both = {"1/model.onnx": ONNX, "2/model.onnx": ONNX}
+        assert send(server, {}, both)[0] == 200
+        for version in ("1", "2", "9", "1"):
+            server.json("POST", f"{models}/x/promote", {"version": version})
+        assert server.json("GET", "/v2/models/x/versions/1/ready")[0] == 200
+        assert server.json("POST", f"{models}/x/unload", {})[0] == 200
+        wait_until(lambda: not uploads(scratch), "the files are deleted")
+
+
+def uploads(scratch: Path) -> list[Path]:
+    return list(scratch.glob("headrace-model-*"))
+
+
+@pytest.mark.parametrize("step", ["../../../../usr", "..", "a/b", ""])
+def test_an_ensemble_s_step_is_a_name_and_no_path(server: ServerProcess, step: str) -> None:
+    config = {
+        "platform": "ensemble",
+        "input": [{"name": "a", "data_type": "TYPE_FP32", "dims": [4]}],
+        "output": [{"name": "b", "data_type": "TYPE_FP32", "dims": [2]}],
+        "ensemble_scheduling": {
+            "step": [{"model_name": step, "input_map": {"x": "a"}, "output_map": {"y": "b"}}]
+        },
+    }
+    status, answer = send(server, config, {"1/.keep": b""})
+    assert status == 400
+    assert step in answer["error"]
+
+
+def test_labels_of_metrics_are_names(server: ServerProcess) -> None:
+    forged = 'a="1"} 5\nnv_inference_request_success{model="mine"} 999\n# '
+    tags = toml(f"metric_tags = {{ {json.dumps(forged)} = 'z' }}")
+    status, answer = send(server, {}, {"1/model.onnx": ONNX, **tags})
+    assert (status, "metric_tags" in answer["error"]) == (400, True)
+    for tag in ("bad tag", "le", "__name__", "é", forged):
+        config = {"backend": "onnxruntime", "metric_tags": {tag: "z", "team": "search"}}
+        assert send(server, config, {"1/model.onnx": ONNX})[0] == 200
+        page = server.request("GET", "/metrics")[2].decode()
+        samples = [s for f in text_string_to_metric_families(page) for s in f.samples]
+        ours = [s.labels for s in samples if s.labels.get("team") == "search"]
+        assert ours
+        assert all(labels["model"] == "x" for labels in ours)
+        assert not any(forged in labels or tag in labels for labels in ours) or tag == "le"
+        assert not any(s.value == 999 for s in samples)
+
+
+@pytest.mark.parametrize("more", [(), ("--workers", "2")], ids=["alone", "workers"])
+def test_nothing_is_imported_from_the_current_directory(
+    tmp_path: Path, trap: Path, more: tuple[str, ...]
+) -> None:
+    """Which is often the repository, or the mirror of a store."""
+    repository = local(tmp_path, {"httptools/1/model.onnx": ONNX})
+    for name in ("httptools/__init__.py", "uvloop.py", "numpy.py", "sitecustomize.py"):
+        (repository / name).write_text(f"open({str(trap)!r}, 'w').close()\n")
+    env = {"HEADRACE_CACHE_DIR": str(tmp_path / "cache")}
+    with ServerProcess(".", "--port", "0", *more, env=env, cwd=repository) as server:
+        server.wait_ready()
+        assert server.json("GET", "/v2/models/httptools/ready")[0] == 200
+    assert not trap.exists()

@@ -338,6 +338,13 @@ def test_minimum_shares_cannot_be_more_than_all_there_is(toml: Path) -> None:
     assert error.message.endswith("may be 1 together, not more: a 0.7, b 0.4")
 
 
+def test_a_host_that_is_none_is_not_told_of_times(toml: Path) -> None:
+    toml.write_text('[server]\nallowed_hosts = ["https://models.example.com"]\n')
+    error = refusal(toml, {}, {})
+    assert "server.allowed_hosts" in error.message
+    assert "text that matches" in error.message
+
+
 @pytest.mark.parametrize("text", ["50", "fast", "0ms", "-5ms", "5 minutes", ""])
 def test_a_time_that_is_none_is_named_with_what_was_expected(toml: Path, text: str) -> None:
     toml.write_text(f'[models.a]\nslo = {{ p99 = "{text}" }}\n')

@@ -64,11 +64,14 @@ class ScanResult(msgspec.Struct, frozen=True):
         models: every servable version, by name, newest version first.
         problems: what was meant to be a model and cannot be served.
         unused: names in ``Config.models`` that match nothing found: perhaps misspelt.
+        uploaded_to: the temporary folder with the files that came with a load request; None:
+            there were none. See ``repository.control.discard``.
     """
 
     models: tuple[ModelSource, ...]
     problems: tuple[Problem, ...] = ()
     unused: tuple[str, ...] = ()
+    uploaded_to: Path | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -12,8 +12,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+import msgspec
+
 from headrace.config import Config
-from headrace.errors import InvalidRequest, ModelLoadError, ModelNotFound
+from headrace.errors import InvalidRequest, ModelLoadError, ModelNotFound, OperatorError
 from headrace.repository.base import ScanResult
 from headrace.repository.folders import check_name, list_folder
 from headrace.repository.scanner import NOT_THERE, Scanner, looks_like_model
@@ -88,16 +90,37 @@ def scan_model(
             hint="the model's folder must lie in one of the repositories",
             model=name,
         )
+    if override is not None and config.server.code_from != "anywhere":
+        found = _keep_code(found, roots, name, config, given_name)
     return found
 
 
 def discard(found: ScanResult) -> None:
     """Deletes the files that a load request brought, once its model is unloaded again."""
-    places = [model.folder for model in found.models] + [each.path for each in found.problems]
-    for place in places:
-        for folder in (place, *place.parents):
-            if folder.name.startswith(_FOLDER_PREFIX):
-                shutil.rmtree(folder, ignore_errors=True)
+    if found.uploaded_to is not None:
+        shutil.rmtree(found.uploaded_to, ignore_errors=True)
+
+
+def _keep_code(
+    found: ScanResult, roots: Sequence[Path], name: str, config: Config, given_name: str
+) -> ScanResult:
+    """A configuration that was sent selects no code: only what would run without it may run."""
+    scanner = Scanner(config, given_name, only=frozenset([name]))
+    try:
+        for root in roots:
+            scanner.add(root)
+    except OperatorError:
+        pass  # without the configuration it could not be served, or not all of it
+    own = {
+        (source.format, source.path.name)
+        for source in scanner.result().models
+        if source.may_run_code
+    }
+    models = tuple(
+        msgspec.structs.replace(source, may_run_code=(source.format, source.path.name) in own)
+        for source in found.models
+    )
+    return msgspec.structs.replace(found, models=models)
 
 
 def _scan_files(
@@ -120,7 +143,7 @@ def _scan_files(
             target.write_bytes(content)
         scanner = Scanner(config, only=frozenset([name]), override=override, uploaded=True)
         scanner.add(root)
-        return scanner.result()
+        return msgspec.structs.replace(scanner.result(), uploaded_to=root)
     except OSError as error:
         shutil.rmtree(root, ignore_errors=True)
         raise InvalidRequest(

@@ -95,14 +95,14 @@ class Scanner:
             unused=tuple(sorted(unused)),
         )
 
-    def _is_trusted(self, folder: Path) -> bool:
-        """Whether what lies in ``folder`` was put there by whoever runs the server."""
+    def _is_trusted(self, file: Path) -> bool:
+        """Whether the operator put the file there: it came with no request, and from no store."""
         if self._config.server.code_from == "anywhere":
             return True
-        return not (self._uploaded or is_mirrored(folder))
+        return not (self._uploaded or is_mirrored(file))
 
-    def _may_run_code(self, folder: Path) -> bool:
-        return self._config.server.code_from != "nowhere" and self._is_trusted(folder)
+    def _may_run_code(self, file: Path) -> bool:
+        return self._config.server.code_from != "nowhere" and self._is_trusted(file)
 
     def _wants(self, name: str) -> bool:
         return self._only is None or name in self._only
@@ -290,18 +290,19 @@ class Scanner:
         described: Described | None = None,
     ) -> ModelConfig:
         config = self._config.defaults
-        trusted = self._is_trusted(folders[0])
         if described is not None:
-            # An override is a caller's, wherever the model's files are from.
-            sent = self._override is not None and self._config.server.code_from != "anywhere"
             given = described.over(config)
-            if sent or not trusted:
-                where = _place(described.path, root)
+            if self._override is None:
+                trusted, where = self._is_trusted(described.path), _place(described.path, root)
+            else:  # a caller's, wherever the model's files are from
+                trusted = self._config.server.code_from == "anywhere"
+                where = f"the configuration given for {name!r}"
+            if not trusted:
                 check_untrusted(config, given, where=where, may_set_runtime=True)
             config = given
         for folder in folders:
             given = overlay_folder(config, folder, root=root)
-            if not trusted:
+            if not self._is_trusted(folder / MODEL_TOML):
                 check_untrusted(config, given, where=_place(folder / MODEL_TOML, root))
             config = given
         return merge(config, self._config.models.get(name, ModelConfig()))
@@ -339,7 +340,7 @@ class Scanner:
             task_options=found.task_options if fits else {},
             config=config,
             notes=() if described is None else described.notes,
-            may_run_code=self._may_run_code(folder),
+            may_run_code=self._may_run_code(found.path),
         )
 
     def _claim(self, name: str, path: Path) -> str:

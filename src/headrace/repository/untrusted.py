@@ -61,12 +61,12 @@ def check_untrusted(
         ModelLoadError: the file sets a field that is not in :data:`ALLOWED`, or asks for more
             instances or threads than the machine's cores allow.
     """
-    for name in _changed(before, after, ""):
-        table = name.rpartition(".")[0]
-        allowed = {name, table, name.partition(".")[0]} & ALLOWED
-        if may_set_runtime and name == "runtime":
+    for path in _changed(before, after):
+        if may_set_runtime and path == ("runtime",):
             continue
-        if not allowed or name in REFUSED_KEYS:
+        name = ".".join(path)
+        tables = {".".join(path[:depth]) for depth in range(1, len(path) + 1)}
+        if not tables & ALLOWED or name in REFUSED_KEYS:
             raise ModelLoadError(
                 f"{where}: {name} cannot be set by a model from a store or a load request",
                 code="field_refused",
@@ -87,14 +87,14 @@ def check_untrusted(
             )
 
 
-def _changed(before: object, after: object, at: str) -> Iterator[str]:
-    """Dotted names of the values that differ, of tables key by key."""
+def _changed(before: object, after: object, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Where values differ: the field, then the field or the key in it, and so on."""
     if isinstance(before, msgspec.Struct) and isinstance(after, type(before)):
         for field in before.__struct_fields__:
-            yield from _changed(getattr(before, field), getattr(after, field), f"{at}.{field}")
+            yield from _changed(getattr(before, field), getattr(after, field), (*at, field))
     elif isinstance(before, dict) and isinstance(after, dict):
         for key in before.keys() | after.keys():
             if key not in before or key not in after or before[key] != after[key]:
-                yield f"{at}.{key}"[1:]
+                yield (*at, key)
     elif before != after:
-        yield at[1:]
+        yield at

@@ -81,7 +81,7 @@ class LiveRepository:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._given_name = given_name
         self._marks: dict[str, tuple[object, Override]] = {}
-        self._sent: dict[str, ScanResult] = {}  # models whose files came with the command
+        self._sent: dict[str, list[ScanResult]] = {}  # models whose files came with commands
         self._discarding: set[asyncio.Task[None]] = set()
         self._listed: set[str] = set()
         self._aliases: dict[str, dict[str, str]] = {}  # said while the server runs
@@ -114,10 +114,7 @@ class LiveRepository:
         Raises:
             InvalidRequest: there is no such model, or it cannot be loaded.
         """
-        try:
-            check_name(name, Path(name))
-        except OperatorError as error:
-            raise _unknown(name) from error
+        _check_name(name)
         await self._bring_up_to_date(0.0)
         await self._load(name, (config, files or {}), ())
 
@@ -133,19 +130,11 @@ class LiveRepository:
             if self._is_current(name, (mark, override)):
                 return
             found = await self._scan(name, override)
-            for note in found.notes:
-                _LOG.warning("%s", note)
-            for step in {s.model for source in found.models for s in source.config.ensemble}:
-                if step in above or step == name:
-                    continue
-                if not any(served.name == step for served in self._catalog.served()):
-                    await self._load(step, (None, {}), (*above, name))
             try:
-                leaving = await self._manager.replace(found.models, drain_s=self._drain_s)
-            except HeadraceError as error:
+                leaving = await self._replace(name, found, above)
+            except BaseException:
                 await asyncio.to_thread(discard, found)
-                versions = ",".join(sorted({source.version for source in found.models}))
-                raise _refused(name, versions, error) from error
+                raise
             self._catalog.forget_failures(name)
             for problem in found.problems:
                 self._note(problem.name, problem.version, problem.reason)
@@ -154,21 +143,40 @@ class LiveRepository:
             self._marks[name] = mark, override
             self._stopped.pop(name, None)
             self._discard_after(name, leaving)
-            if override[1]:
-                self._sent[name] = found
+            if found.uploaded_to is not None:
+                self._sent[name] = [found]
+
+    async def _replace(
+        self, name: str, found: ScanResult, above: tuple[str, ...]
+    ) -> list[asyncio.Task[None]]:
+        """Serves what was found instead of what is served; the tasks of what leaves."""
+        for note in found.notes:
+            _LOG.warning("%s", note)
+        for step in {s.model for source in found.models for s in source.config.ensemble}:
+            if step in above or step == name:
+                continue
+            if not any(served.name == step for served in self._catalog.served()):
+                _check_name(step)
+                await self._load(step, (None, {}), (*above, name))
+        try:
+            return await self._manager.replace(found.models, drain_s=self._drain_s)
+        except HeadraceError as error:
+            versions = ",".join(sorted({source.version for source in found.models}))
+            raise _refused(name, versions, error) from error
 
     def _discard_after(self, name: str, leaving: Sequence[asyncio.Task[None]]) -> None:
         """The files that came with a model go when it is gone."""
-        found = self._sent.pop(name, None)
-        if found is None:
+        sent = self._sent.pop(name, [])
+        if not sent:
             return
 
-        async def discard_it() -> None:
+        async def discard_them() -> None:
             if leaving:
                 await asyncio.wait(leaving)
-            await asyncio.to_thread(discard, found)
+            for found in sent:
+                await asyncio.to_thread(discard, found)
 
-        task = asyncio.create_task(discard_it())
+        task = asyncio.create_task(discard_them())
         self._discarding.add(task)
         task.add_done_callback(self._discarding.discard)
 
@@ -230,8 +238,7 @@ class LiveRepository:
             before = self._aliases.get(name)
             self._aliases[name] = dict(aliases)
             try:
-                found = await self._scan(name, self._marks.get(name, (None, (None, {})))[1])
-                await self._load_named(name, set(aliases.values()), found)
+                found = await self._scan_again(name, set(aliases.values()))
             except HeadraceError:
                 if before is None:
                     del self._aliases[name]
@@ -246,11 +253,27 @@ class LiveRepository:
                 if served.name == name and served.version not in wanted:
                     self._manager.retire(served, drain_s=self._drain_s)
 
+    async def _scan_again(self, name: str, wanted: set[str]) -> ScanResult:
+        """Looks at what was loaded again, and loads the versions wanted that are not there."""
+        found = await self._scan(name, self._marks.get(name, (None, (None, {})))[1])
+        there = self._versions(name)
+        try:
+            await self._load_named(name, wanted - there, found)
+        finally:
+            if found.uploaded_to is not None and self._versions(name) != there:
+                self._sent.setdefault(name, []).append(found)
+            else:
+                await asyncio.to_thread(discard, found)
+        return found
+
+    def _versions(self, name: str) -> set[str]:
+        """Those that serve, and those that will when they are asked for."""
+        served = {each.version for each in self._catalog.served() if each.name == name}
+        return served | {version for absent, version in self._catalog.absent() if absent == name}
+
     async def _load_named(self, name: str, wanted: set[str], found: ScanResult) -> None:
-        there = {each.version for each in self._catalog.served() if each.name == name}
-        there |= {version for absent, version in self._catalog.absent() if absent == name}
         sources = {source.version: source for source in found.models}
-        for version in sorted(wanted - there):
+        for version in sorted(wanted):
             if version not in sources:
                 reasons = [p.reason for p in found.problems if p.version in ("", version)]
                 raise InvalidRequest(
@@ -369,6 +392,14 @@ class LiveRepository:
         self._listed = set(names) | bare
 
 
+def _check_name(name: str) -> None:
+    """Raises InvalidRequest for a name that no model can have, which may be a path."""
+    try:
+        check_name(name, Path(name))
+    except OperatorError as error:
+        raise _unknown(name) from error
+
+
 def _unknown(name: str) -> InvalidRequest:
     return InvalidRequest(
         f"failed to load '{name}', failed to poll from model repository",
@@ -381,7 +412,10 @@ def _refused(name: str, versions: str, error: HeadraceError) -> InvalidRequest:
     reason = f"{error.message} ({error.hint})" if error.hint else error.message
     version = f"version {versions} is at UNAVAILABLE state: " if versions else ""
     return InvalidRequest(
-        f"load failed for model '{name}': {version}{reason}", code="load_failed", model=name
+        f"load failed for model '{name}': {version}{reason}",
+        code="load_failed",
+        model=name,
+        reason_code=error.code,
     )
 
 

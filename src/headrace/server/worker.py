@@ -38,7 +38,8 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     def command(self, seat: Seat) -> list[str]:
         """The command line of the worker for ``seat``."""
         spec = msgspec.json.encode(self).decode()
-        return [sys.executable, "-m", "headrace.server.worker", seat.encode(), spec]
+        # -P: the current directory may be a repository, and is no place to import from.
+        return [sys.executable, "-P", "-m", "headrace.server.worker", seat.encode(), spec]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from headrace.limits import METRIC_LABEL
 from headrace.telemetry.exposition import Exposition, labels
 from headrace.telemetry.instruments import SeriesRecord
 
@@ -19,7 +20,7 @@ MAX_SERIES = 4096
 
 _RESERVED = ("headrace_", "nv_", "process_")
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*\Z")
-_LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*\Z")
+_LABEL = re.compile(METRIC_LABEL)
 
 
 class ModelSeries(msgspec.Struct, array_like=True):

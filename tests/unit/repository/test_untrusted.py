@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from headrace.config import ModelConfig
+from headrace.config import Config, ModelConfig
 from headrace.errors import ModelLoadError
 from headrace.machine import usable_cores
 from headrace.repository.folders import MIRROR_MARK, is_mirrored
+from headrace.repository.layout import scan
 from headrace.repository.model_toml import overlay
 from headrace.repository.selection import select
 from headrace.repository.untrusted import ALLOWED, INSTANCES_PER_CORE, check_untrusted
@@ -56,6 +57,7 @@ def test_what_may_be_said(table: dict[str, Any]) -> None:
         ({"isolation": "process"}, "isolation"),
         ({"runtime_options": {"isolation": "thread"}}, "runtime_options.isolation"),
         ({"runtime_options": {"threads": 1}}, "runtime_options.threads"),
+        ({"runtime_options": {"optional_inputs.x": 1}}, "runtime_options.optional_inputs.x"),
         ({"task_options": {"tokenizer": "/x"}}, "task_options.tokenizer"),
         ({"cache": {"shared_between_tenants": True}}, "cache.shared_between_tenants"),
         ({"residency": {"max_waiting": 1}}, "residency.max_waiting"),
@@ -91,6 +93,26 @@ def test_a_link_into_a_mirror_is_in_it(tmp_path) -> None:
     for path in ("mirror", "mirror/m", "mirror/m/1", "link", "link/1", "all", "all/m"):
         assert is_mirrored(tmp_path / path), path
     assert not is_mirrored(tmp_path)
+
+
+def test_a_link_to_a_file_of_a_mirror_is_no_better(tmp_path) -> None:
+    """The operator's own links inside a repository, to what came from a store."""
+    code = tmp_path / "mirror" / "m" / "1"
+    code.mkdir(parents=True)
+    (tmp_path / "mirror" / MIRROR_MARK).mkdir()
+    (code / "model.py").write_text("def predict(x: list[int]) -> list[int]: return x")
+    (code / "model.toml").write_text("min_share = 0.5")
+    for name in ("file", "own"):
+        (tmp_path / name / "1").mkdir(parents=True)
+    (tmp_path / "own" / "1" / "model.py").write_bytes((code / "model.py").read_bytes())
+    (tmp_path / "file" / "1" / "model.py").symlink_to(code / "model.py")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "1").symlink_to(code)
+    found = scan([tmp_path], config=Config())
+    may = {source.name: source.may_run_code for source in found.models}
+    assert may == {"file": False, "own": True}
+    codes = {problem.name: problem.error.code for problem in found.problems}
+    assert codes.get("folder") == "field_refused"
 
 
 def test_an_archive_s_settings_are_not_taken_unasked() -> None:

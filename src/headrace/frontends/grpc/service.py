@@ -107,12 +107,17 @@ class InferenceService:
             "SystemSharedMemoryUnregister": self._unregister_shared_memory,
             "CudaSharedMemoryRegister": self._no_cuda,
             "CudaSharedMemoryUnregister": self._cuda_unregister,
+        }
+        settings: dict[str, Handler] = {
             "TraceSetting": self._trace_setting,
             "LogSettings": self._log_settings,
         }
         table = {_path(name): Method(unary=_unary(name, f)) for name, f in reads.items()}
         for name, handler in changes.items():
             table[_path(name)] = Method(unary=guarded(_unary(name, handler), self._guard))
+        for name, handler in settings.items():
+            unary = guarded(_unary(name, handler), self._guard, unless=_only_reads(name))
+            table[_path(name)] = Method(unary=unary)
         table[_path("ModelInfer")] = Method(unary=self._infer.infer)
         table[_path("ModelStreamInfer")] = Method(streaming=self._infer.stream)
         return table
@@ -270,19 +275,38 @@ def unary_of(request: str, handler: Handler) -> Unary:
     return method
 
 
-def guarded(unary: Unary, guard: SiteGuard) -> Unary:
-    """The method, behind the guard: web pages reach gRPC only by mistakes of others, and those
-    are refused too."""
+def guarded(
+    unary: Unary, guard: SiteGuard, *, unless: Callable[[bytes], bool] = lambda _: False
+) -> Unary:
+    """The method, behind the guard, for browsers that were made to speak gRPC.
+
+    Args:
+        unless: whether a message may pass unchecked.
+    """
 
     def method(call: Call, message: bytes) -> None:
         def values(key: str) -> list[str]:
             name = key.encode()
             return [value.decode("latin-1") for found, value in call.metadata if found == name]
 
-        guard.check(values, call.authority, on_loopback=call.peer().on_loopback)
+        if not unless(message):
+            guard.check(values, call.authority, on_loopback=call.peer().on_loopback)
         unary(call, message)
 
     return method
+
+
+def _only_reads(name: str) -> Callable[[bytes], bool]:
+    """Whether a request for settings changes none."""
+    parse = protos.message(f"inference.{name}Request").FromString
+
+    def reads(message: bytes) -> bool:
+        try:
+            return not parse(message).settings
+        except DecodeError:
+            return False
+
+    return reads
 
 
 def _unary(name: str, handler: Handler) -> Unary:

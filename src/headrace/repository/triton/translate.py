@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import msgspec
+
+from headrace.limits import MetricLabel
 from headrace.repository.triton.schema import Said
 from headrace.repository.triton.sequences import sequence_table
 from headrace.repository.triton.tensors import batch_inputs, tensors, warmups
@@ -193,8 +196,11 @@ def _behaviour(made: Translation) -> None:
             if stands:
                 raise made.said.error("response_cache.enable", f"cannot stand beside {field}")
         table["response_cache"] = True
-    if values.get("metric_tags"):
-        table["metric_tags"] = values["metric_tags"]
+    for tag, value in values.get("metric_tags", {}).items():
+        try:
+            table.setdefault("metric_tags", {})[msgspec.convert(tag, MetricLabel)] = value
+        except msgspec.ValidationError:
+            made.note(f"metric_tags[{tag!r}]", "Prometheus takes no such label name")
 
 
 def _ensemble(made: Translation) -> None:

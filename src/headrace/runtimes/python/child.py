@@ -127,7 +127,7 @@ class Child:
         if isinstance(reply, Refused):
             if reply.traceback:
                 _log.error("model %s: %s\n%s", self.spec.model, reply.message, reply.traceback)
-            raise ModelLoadError(reply.message, hint=reply.hint, **reply.details)
+            raise ModelLoadError(reply.message, hint=reply.hint, code=reply.code, **reply.details)
         if not isinstance(reply, Started):
             raise Disconnected(f"{type(reply).__name__} is no answer to a start")
         self._segment = reply.next_segment

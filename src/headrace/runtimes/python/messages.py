@@ -73,6 +73,7 @@ class Refused(msgspec.Struct, tag=True, array_like=True):
     hint: str
     details: dict[str, Any]
     traceback: str
+    code: str
 
 
 class Call(msgspec.Struct, tag=True, array_like=True, gc=False):

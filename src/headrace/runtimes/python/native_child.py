@@ -28,7 +28,9 @@ class NativeModel:
             )
         except HeadraceError as error:
             # On purpose, so its message is for the reader; no traceback helps beside it.
-            raise ModelLoadError(error.message, hint=error.hint, **error.details) from None
+            raise ModelLoadError(
+                error.message, hint=error.hint, code=error.code, **error.details
+            ) from None
         except Exception as error:
             raise ModelLoadError(
                 f"the runtime {told.runtime} failed to load model '{name}': {error!r}",

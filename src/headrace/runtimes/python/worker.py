@@ -149,7 +149,8 @@ def _failure(error: InferenceFailed) -> tuple[str, str, dict[str, Any], str]:
 
 
 def _refusal(error: HeadraceError) -> Refused:
-    return Refused(cut(error.message), cut(error.hint), _plain(error.details), _traceback(error))
+    details, code = _plain(error.details), cut(error.code)
+    return Refused(cut(error.message), cut(error.hint), details, _traceback(error), code)
 
 
 def _plain(details: Mapping[str, Any]) -> dict[str, Any]:
