@@ -139,8 +139,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     code_from: Literal["local", "anywhere", "nowhere"] = "local"
     """Which models may run code of their own, which can do whatever the server can: those in
     folders of this machine; also those that came from a store or with a load request; or none.
-    Models that may not are data: their ``model.toml`` and ``config.pbtxt`` may not choose a
-    runtime that runs code, its options, or more instances and threads than the cores allow."""
+    Without "anywhere" models from stores and load requests are data: they may not choose a runtime
+    that runs code, its options, or more instances and threads than the cores allow."""
 
     uploads: bool = True
     """False: a load request may not bring files of its own, and loads what the repository holds."""

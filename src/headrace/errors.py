@@ -8,7 +8,7 @@
     │   ├── ModelNotFound         no such model or version
     │   ├── PayloadTooLarge       a named limit was exceeded
     │   ├── Unsupported           well formed, but not something this model or server can do
-    │   ├── Forbidden             not from where it comes: another site, an unknown host
+    │   ├── Forbidden             from another site, for an unknown host, or switched off
     │   ├── UnsupportedMediaType  its content type is not accepted on this route
     │   └── RequestCancelled      the caller left before the answer
     ├── CapacityError           nobody's: the same request may succeed later
@@ -87,7 +87,7 @@ class Unsupported(RequestError):
 
 
 class Forbidden(RequestError):
-    """Well formed, but not allowed from where it comes."""
+    """Well formed, but not allowed: by where it comes from, or by the server's configuration."""
 
     default_code = "forbidden"
 

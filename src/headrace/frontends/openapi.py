@@ -23,7 +23,8 @@ BINARY = "application/octet-stream"
 
 _ERRORS = {
     400: "Malformed, or not what the model's signature asks for.",
-    403: "From a web page of another site, or for a host that is not known here.",
+    403: "From a web page of another site, for a host that is not known here, or "
+    "switched off by the operator.",
     404: "No such model, version or route.",
     405: "The route exists for another method; see the Allow header.",
     408: "The request was not sent in time.",

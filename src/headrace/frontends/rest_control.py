@@ -21,7 +21,7 @@ from starlette.routing import Route
 from headrace.errors import InvalidRequest, Unsupported
 from headrace.frontends.codecs import json_guard
 from headrace.frontends.control import Control, Parameter
-from headrace.frontends.peer import is_loopback
+from headrace.frontends.peer import Address, Peer
 from headrace.frontends.site_guard import SiteGuard
 
 _FILE = "file:"
@@ -259,9 +259,8 @@ class ControlRoutes:
 
 
 def _on_loopback(request: Request) -> bool:
-    """True where the server does not know, so that the host is checked."""
     server = request.scope.get("server")
-    return server is None or is_loopback(server[0])
+    return Peer(local=Address(*server) if server else None).on_loopback
 
 
 async def _settings(request: Request) -> dict[str, Any] | None:

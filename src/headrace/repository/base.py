@@ -35,7 +35,7 @@ class ModelSource(msgspec.Struct, frozen=True):
     """What the model's ``config.pbtxt`` says without effect, a sentence each."""
 
     may_run_code: bool = False
-    """Whether ``server.code_from`` lets the server run code from ``folder``."""
+    """Whether ``server.code_from`` lets the server run ``path`` if that is code."""
 
 
 class Problem(msgspec.Struct, frozen=True):

@@ -302,7 +302,8 @@ class Scanner:
             config = given
         for folder in folders:
             given = overlay_folder(config, folder, root=root)
-            if not self._is_trusted(folder / MODEL_TOML):
+            # Compared first: most folders have no such file, and trust costs a look at each parent.
+            if given is not config and not self._is_trusted(folder / MODEL_TOML):
                 check_untrusted(config, given, where=_place(folder / MODEL_TOML, root))
             config = given
         return merge(config, self._config.models.get(name, ModelConfig()))

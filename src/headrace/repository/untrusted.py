@@ -1,8 +1,8 @@
-"""What the folder of a model from somebody else may say about how the model is served.
+"""Which fields of its configuration a model from a store or a load request may set.
 
-A model from a store or a load request is data: it may be served, and it must not choose what runs.
-So its ``model.toml`` and its ``config.pbtxt`` may set the fields of :data:`ALLOWED` and no others;
-whoever configures the server sets all of them, in ``[models.NAME]``.
+Such a model is data: it may be served, and it must not choose what runs. So its ``model.toml`` and
+its ``config.pbtxt`` may set the fields of :data:`ALLOWED` and no others. The operator can set all
+fields, in ``[models.NAME]`` of the server's configuration.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def check_untrusted(
                 f"{where}: {name} cannot be set by a model from a store or a load request",
                 code="field_refused",
                 hint="set it in [models.NAME] of the server's configuration; or set "
-                'server.code_from = "anywhere" if you trust whoever can write there',
+                'server.code_from = "anywhere" if you trust its authors',
                 field=name,
             )
     cores = usable_cores()

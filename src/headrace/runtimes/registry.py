@@ -146,18 +146,13 @@ def _check(name: str, formats: Sequence[str], artifact: Artifact, *, runs_code: 
             model=artifact.name,
         )
     if runs_code and not artifact.may_run_code:
-        raise code_refused(artifact.name, name)
-
-
-def code_refused(model: str, runtime: str) -> ModelLoadError:
-    """The error for a model whose code the server does not run; the runtime would run it."""
-    return ModelLoadError(
-        f"model '{model}' brings code for the runtime '{runtime}', which this server does not run "
-        "from where the model came from",
-        code="code_refused",
-        hint='set server.code_from = "anywhere" if you trust whoever wrote it',
-        model=model,
-    )
+        raise ModelLoadError(
+            f"model '{artifact.name}' brings code for the runtime '{name}', which this server does "
+            "not run from where the model came from",
+            code="code_refused",
+            hint='set server.code_from = "anywhere" if you trust the author of the model',
+            model=artifact.name,
+        )
 
 
 def _runs_code(runtime: Runtime) -> bool:
