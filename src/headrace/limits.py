@@ -1,6 +1,6 @@
 """What one connection may cost, with the bound, the default, and the reason for the default.
 
-Apart from ``config`` only because that page is long enough; it is imported from there.
+Also importable from ``headrace.config``.
 """
 
 from __future__ import annotations

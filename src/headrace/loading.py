@@ -2,7 +2,7 @@
 
 Later ones win, field by field::
 
-    defaults (config.py)  <  headrace.toml  <  HEADRACE_SERVER__PORT=8080  <  --port 8080
+    defaults (config/)  <  headrace.toml  <  HEADRACE_SERVER__PORT=8080  <  --port 8080
 
 Every value remembers its origin, so that a wrong one can be found and ``--show-config`` can
 tell who said what. In the environment a double underscore descends into a table and letter

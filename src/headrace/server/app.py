@@ -7,7 +7,6 @@ import gc
 import logging
 import os
 import socket
-import ssl
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from headrace import __version__
 from headrace.clock import MonotonicClock
-from headrace.config import Config, ServerConfig, TlsConfig
+from headrace.config import Config, ServerConfig
 from headrace.engine.catalog import ABSENT, UNLOADED
 from headrace.engine.engine import Engine
 from headrace.engine.limits import load_of
@@ -26,7 +25,7 @@ from headrace.engine.opening import Openings
 from headrace.engine.recording import Recorder
 from headrace.engine.shared_cache import SharedTier
 from headrace.engine.tenants import Tenants
-from headrace.errors import ConfigError, ModelLoadError
+from headrace.errors import ModelLoadError
 from headrace.frontends.access import LoggedConnection
 from headrace.frontends.asgi_bridge import Application as Asgi
 from headrace.frontends.asgi_bridge import AsgiBridge, LateApplication
@@ -49,6 +48,7 @@ from headrace.server import ports
 from headrace.server.group import Group
 from headrace.server.sockets import BACKLOG
 from headrace.server.stopping import StopSignals, end_process
+from headrace.server.tls import tls_context
 from headrace.telemetry.gpu import GpuReader
 from headrace.telemetry.logs import access_log
 from headrace.telemetry.metrics import Metrics
@@ -460,24 +460,6 @@ async def serve(
         await app.close()
         signals.restore()
     return 0
-
-
-def tls_context(tls: TlsConfig) -> ssl.SSLContext:
-    """TLS 1.2 and later, by the standard library's defaults for servers.
-
-    Raises:
-        ConfigError: a file is missing, no PEM, or key and certificate do not match.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.set_alpn_protocols(["h2", "http/1.1"])
-    try:
-        context.load_cert_chain(tls.certificate, tls.key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"the TLS certificate {tls.certificate} and key {tls.key} cannot be used: {error}",
-            hint="both must be PEM files, and the key must belong to the certificate",
-        ) from error
-    return context
 
 
 def _nothing_found(found: ScanResult) -> str:
