@@ -18,6 +18,8 @@ BENCHMARKS = (
     "coldstart",
     "lifecycle",
     "faults",
+    "attacks",
+    "mutated",
     "core",
     "goodput",
     "slo",
