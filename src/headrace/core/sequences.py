@@ -19,7 +19,8 @@ are made. What they share is here: slots, the line of those who wait for one, an
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_left
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Any
@@ -44,6 +45,10 @@ from headrace.core.sequence_events import (
 
 _DEAD_MAX = 64
 """Deadlines of requests that no longer wait, kept before they are cleared out."""
+
+
+def _number(request: SequenceRequest) -> int:
+    return request.request_id
 
 
 class _Sequence:
@@ -73,8 +78,10 @@ class Sequences:
             (slot, instance) for slot in range(limits.slots) for instance in range(instances)
         ]
         self._sequences: dict[SequenceId, _Sequence] = {}
-        self._backlog: dict[SequenceId, None] = {}  # ordered: who waits for a slot
-        self._idle: dict[SequenceId, int] = {}  # ordered: since when; the first ends first
+        # Ordered: who waits for a slot. A dict that is emptied from its front is searched from
+        # where that was, so taking the first n would cost n squared; likewise for the idle.
+        self._backlog: OrderedDict[SequenceId, None] = OrderedDict()
+        self._idle: OrderedDict[SequenceId, int] = OrderedDict()  # since when; the first ends first
         self._requests: dict[int, _Sequence] = {}  # waiting and running
         self._deadlines: list[tuple[int, int]] = []  # a heap of those that waited, with the dead
         self._waiting = 0
@@ -184,7 +191,7 @@ class Sequences:
         self, sequence: _Sequence, request_id: int, actions: list[SequenceAction]
     ) -> None:
         """Takes out one that waited; without its first request nothing of a sequence can run."""
-        index = next(i for i, r in enumerate(sequence.queue) if r.request_id == request_id)
+        index = bisect_left(sequence.queue, request_id, key=_number)  # numbers only grow
         request = sequence.queue[index]
         del sequence.queue[index]
         self._waiting -= 1

@@ -104,7 +104,7 @@ class Engine:
         self._outcomes = Outcomes(instrument or Instrument(), self._now_ns)
         self._models: dict[int, ServedModel] = {}
         self._parts: dict[int, Member] = {}
-        self._arrived: list[QueuedRequest] = []
+        self._arrived: dict[int, QueuedRequest] = {}  # not reported to the core yet
         self._events: deque[tuple[Event, BatchJob | None]] = deque()
         self._job: BatchJob | None = None  # the batch that the current event is about
         self._driving = False
@@ -219,27 +219,25 @@ class Engine:
         for part in ticket.parts or (ticket,):
             part.request_id = request_id
             self._parts[request_id] = part
-            self._arrived.append(
-                QueuedRequest(
-                    request_id,
-                    served.number,
-                    part.rows,
-                    part.length,
-                    0 if served.uniform_rows else self._shape_keys.key(part.arrays, served),
-                    now_ns,
-                    deadline_ns,
-                    request.priority,
-                    tenant,
-                    due_ns,
-                    part.rows * served.row_bytes or size_bytes(part.arrays),
-                )
+            self._arrived[request_id] = QueuedRequest(
+                request_id,
+                served.number,
+                part.rows,
+                part.length,
+                0 if served.uniform_rows else self._shape_keys.key(part.arrays, served),
+                now_ns,
+                deadline_ns,
+                request.priority,
+                tenant,
+                due_ns,
+                part.rows * served.row_bytes or size_bytes(part.arrays),
             )
             request_id += 1
         self._next_request_id = request_id
 
     def _report_arrivals(self) -> None:
-        arrived, self._arrived = self._arrived, []
-        self._drive(RequestsArrived(arrived))
+        arrived, self._arrived = self._arrived, {}
+        self._drive(RequestsArrived(list(arrived.values())))
 
     def watch_with(self, instrument: Instrument) -> None:
         """Tells ``instrument`` of everything from now on, and nobody else."""
@@ -449,14 +447,15 @@ class Engine:
 
     def _withdraw(self, parts: Sequence[Member]) -> None:
         """Takes what is left of a request that has ended out of the queues."""
-        left = {part.request_id for part in parts if part.request_id in self._parts}
-        unreported = left & {request.request_id for request in self._arrived}
-        if unreported:  # it ended in the very turn it came in; the core need never know
-            self._arrived = [r for r in self._arrived if r.request_id not in unreported]
-            for request_id in unreported:
-                del self._parts[request_id]
-        if len(left) > len(unreported):
-            self._drive(RequestsCancelled(tuple(left - unreported)))
+        reported: list[int] = []
+        for part in parts:
+            if part.request_id in self._parts:
+                if self._arrived.pop(part.request_id, None) is None:
+                    reported.append(part.request_id)
+                else:  # it ended in the very turn it came in; the core need never know
+                    del self._parts[part.request_id]
+        if reported:
+            self._drive(RequestsCancelled(tuple(reported)))
         self._streams.stop(parts)
 
     def _end(self, ticket: Ticket) -> None:

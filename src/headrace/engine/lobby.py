@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -69,7 +68,7 @@ class Lobby:
         self._bring = bring
         self._terms = terms
         self._expected_ns = expected_ns
-        self._rooms: dict[tuple[str, str], deque[_Guest]] = {}
+        self._rooms: dict[tuple[str, str], dict[_Guest, None]] = {}  # in order of arrival
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._failed: dict[tuple[str, str], tuple[float, HeadraceError]] = {}
 
@@ -96,7 +95,7 @@ class Lobby:
             if left_s > 0:
                 raise _could_not(key, failed[1], int(left_s * 1e9))
             del self._failed[key]
-        room = self._rooms.setdefault(key, deque())
+        room = self._rooms.setdefault(key, {})
         self._begin(key)
         if len(room) >= terms.max_waiting:
             raise self._full(key, len(room))
@@ -104,7 +103,7 @@ class Lobby:
         guest.timer = asyncio.get_running_loop().call_later(
             terms.max_wait_s, self._too_long, key, guest, terms
         )
-        room.append(guest)
+        room[guest] = None
         return partial(self._leave, key, guest)
 
     def close(self) -> None:
@@ -154,8 +153,8 @@ class Lobby:
     def _leave(self, key: tuple[str, str], guest: _Guest) -> None:
         if _end(guest):
             room = self._rooms.get(key)
-            if room is not None and guest in room:
-                room.remove(guest)
+            if room is not None:
+                room.pop(guest, None)
 
     def _full(self, key: tuple[str, str], waiting: int) -> Overloaded:
         return Overloaded(

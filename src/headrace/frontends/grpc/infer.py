@@ -178,7 +178,8 @@ class _Stream:
             self._submit(request, reply)
         except HeadraceError as error:
             reply.fail(error)
-            return
+            if self._call.closed:
+                return
         if self._is_full():
             self._full = True
             self._call.pause_reading()

@@ -9,6 +9,37 @@ from headrace.frontends.http2.faults import (
     ConnectionFault,
 )
 
+_PIECES_MAX = 1024
+"""Pieces kept one by one: a megabyte sent as single bytes must not become a million objects."""
+
+
+class Pieces:
+    """Bytes that arrive in pieces. However small those are, every byte is copied twice at most."""
+
+    __slots__ = ("_joined", "_parts", "size")
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._joined = 0  # so many at the front are a join of many
+        self._parts: list[bytes] = []
+
+    def __len__(self) -> int:
+        """The number of objects kept."""
+        return len(self._parts)
+
+    def add(self, piece: bytes) -> None:
+        """The next one."""
+        parts = self._parts
+        parts.append(piece)
+        self.size += len(piece)
+        if len(parts) - self._joined >= _PIECES_MAX:
+            parts[self._joined :] = [b"".join(parts[self._joined :])]
+            self._joined += 1
+
+    def whole(self) -> bytes:
+        """All of them."""
+        return b"".join(self._parts)
+
 
 class Block:
     """A header block that comes in several frames."""

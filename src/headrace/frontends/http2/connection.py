@@ -56,6 +56,8 @@ class Http2Connection(asyncio.Protocol):
         self._ending = False  # nothing is read any more
         self._closed = False
         self._lingering = False  # when it ends
+        self._reading = True
+        self._turn_scheduled = False
         self._heard = True  # something, since the last look
         self._heard_s = 0.0
         self._idle_since_s = 0.0
@@ -99,6 +101,36 @@ class Http2Connection(asyncio.Protocol):
         machine.awake = True  # what is answered meanwhile leaves with the rest
         machine.receive(data)
         self._flush()
+        if machine.behind:
+            self._set_reading()
+
+    def schedule_turn(self) -> None:
+        """Others are served before this connection goes on."""
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
+            self._lane.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._turn_scheduled = False
+        machine = self.machine
+        if self._ending or machine.held:  # see ``resume_writing``
+            return
+        self._heard = True
+        machine.awake = True
+        machine.go_on()
+        self._flush()
+        self._set_reading()
+
+    def _set_reading(self) -> None:
+        """Nothing is read while the client does not read, or has sent more than a turn takes."""
+        machine = self.machine
+        reading = self._ending or not (machine.held or machine.behind)
+        if reading is not self._reading and not self._transport.is_closing():
+            self._reading = reading
+            if reading:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
 
     def eof_received(self) -> bool:
         """The client sends no more, not even window updates: it is leaving."""
@@ -117,17 +149,18 @@ class Http2Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client does not read: nothing more is taken in from it until it does."""
         self.machine.hold(held=True)
-        if not self._transport.is_closing():
-            self._transport.pause_reading()
+        self._set_reading()
         self._unsent_bytes = 0
         self._sent_s = 0.0
         self.deadline_s = self._lane.now_s
 
     def resume_writing(self) -> None:
         """The client reads again."""
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
-        self.machine.hold(held=False)
+        machine = self.machine
+        machine.hold(held=False)
+        self._set_reading()
+        if machine.behind or machine.postponed:
+            self.schedule_turn()
 
     # -- the machine's host ----------------------------------------------------------------------
 
@@ -291,9 +324,8 @@ class Http2Connection(asyncio.Protocol):
         if not linger:
             transport.close()
             return
-        if self.machine.held:
-            transport.resume_reading()
-            self.machine.held = False
+        self.machine.held = False
+        self._set_reading()
         if transport.can_write_eof():
             transport.write_eof()
         self._lane.loop.call_later(_LINGER_S, self._lingered)
@@ -310,6 +342,9 @@ class _Nobody:
         raise AssertionError
 
     def schedule_flush(self) -> None:
+        pass
+
+    def schedule_turn(self) -> None:
         pass
 
     def future(self) -> asyncio.Future[None]:

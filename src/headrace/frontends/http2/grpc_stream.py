@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 
@@ -18,6 +17,7 @@ from headrace.frontends import status
 from headrace.frontends.decompress import decompress
 from headrace.frontends.grpc.call import Incoming, Metadata
 from headrace.frontends.http2 import frames
+from headrace.frontends.http2.blocks import Pieces
 from headrace.frontends.http2.faults import StreamFault
 from headrace.frontends.http2.grpc_head import ACCEPTS, ANSWER, OK, GrpcMeaning, status_fields
 from headrace.frontends.http2.streams import Sender, Stream
@@ -33,10 +33,6 @@ _PREFIX_BYTES = 5
 
 _INLINE_INFLATE_BYTES = 4096
 """A larger compressed message is inflated on a thread; at most a thousandfold comes out."""
-
-_PIECES_MAX = 1024
-"""Pieces of a message kept one by one: a megabyte sent as single bytes must not become a
-million objects."""
 
 _CANCELLED = 1
 _DEADLINE_EXCEEDED = 4
@@ -60,9 +56,10 @@ class GrpcStream(Stream):
     _message: bytes | None = None  # of a unary call, until the client half-closes
     _prefix = b""  # of the message that is coming
     _need = -1  # bytes of it still to come; -1: its prefix first
-    _parts: list[bytes] | None = None
-    _inflating: deque[bytes] | None = None  # messages that wait for one that is inflated
-    _compressed = False
+    _parts: Pieces | None = None
+    _held: bytearray | None = None  # not looked at yet, see ``_collect``
+    _inflating = False  # a message; what follows it is held
+    _full = False  # the call takes no more messages for now
     _sent_bytes = 0
 
     def __init__(self, machine: Sender, stream_id: int, meaning: GrpcMeaning) -> None:
@@ -118,6 +115,12 @@ class GrpcStream(Stream):
         """Bytes of messages, cut anywhere."""
         if self.closed:
             return
+        if self.paused:
+            if data:
+                self._hold(data)
+            if ended and not self._held and not self._inflating:
+                self._half_closed()
+            return
         size = len(data) - _PREFIX_BYTES
         if (  # nearly always: one message in one frame, uncompressed
             size >= 0
@@ -132,37 +135,90 @@ class GrpcStream(Stream):
                 return
             self._arrived(data[_PREFIX_BYTES:], compressed=False)
         else:
-            try:
-                self._collect(data)
-            except HeadraceError as error:
-                self.fail(error)
-        if ended and not self.closed and self._inflating is None:
+            taken = self._collect(data)
+            if taken < len(data) and not self.closed:
+                self._hold(data[taken:])
+        if ended and not self.closed and not self._held and not self._inflating:
             self._half_closed()
 
-    def _collect(self, data: bytes) -> None:
-        while not self.closed:
-            if self._need < 0:
-                missing = _PREFIX_BYTES - len(self._prefix)
-                self._prefix += data[:missing]
-                data = data[missing:]
-                if len(self._prefix) < _PREFIX_BYTES:
-                    return
-                self._need = self._measure(self._prefix)
-            need = self._need
-            piece, data = data[:need], data[need:]
-            if len(piece) < need:
-                self._keep(piece)
+    def go_on(self) -> None:
+        """See ``Stream``."""
+        if not (self.closed or self._full or self._inflating):  # what ends that calls again
+            self._go_on()
+
+    def _go_on(self) -> None:
+        held = self._held
+        self.paused = False
+        if held:
+            with memoryview(held) as view:
+                taken = self._collect(view)
+            if self.closed:
                 return
-            parts, self._parts = self._parts, None
-            if parts is not None:
-                parts.append(piece)
-                piece = b"".join(parts)
-                self.machine.give_back(self)
-            compressed = self._prefix[0] != 0
-            self._need, self._prefix = -1, b""
-            self._arrived(piece, compressed=compressed)
-            if not data:
+            del held[:taken]
+            self.machine.give_back(self, taken)
+            self.machine.postponed.pop(self.id, None)  # an answer just now may have asked for it
+            self.paused = bool(held) or self._full or self._inflating
+            if held:
+                self._postpone()
                 return
+        if self.remote_closed:
+            if not self._inflating:
+                self._half_closed()
+        elif not self.paused:
+            self.machine.credit(self)
+
+    def _hold(self, data: bytes) -> None:
+        """Keeps what may not be looked at yet. The client gets no credit, so it is bounded."""
+        self.paused = True
+        if self._held is None:
+            self._held = bytearray()
+        first = not self._held
+        self._held += data
+        self.machine.keep(self, len(data))
+        if first:
+            self._postpone()
+
+    def _postpone(self) -> None:
+        if not (self._full or self._inflating):
+            self.machine.postpone(self)
+
+    def _collect(self, data: bytes | memoryview) -> int:
+        """Takes messages; how many bytes of them. Those that are left have to wait: until the
+        call has room, until a message is inflated, or until the next turn of the loop.
+        """
+        position, end = 0, len(data)
+        try:
+            while position < end and not (self.closed or self._full or self._inflating):
+                if self.machine.turn_left <= 0:
+                    break
+                position = self._collect_one(data, position)
+        except HeadraceError as error:
+            self.fail(error)
+        return position
+
+    def _collect_one(self, data: bytes | memoryview, position: int) -> int:
+        """One message, or as much of it as there is; where it ends."""
+        if self._need < 0:
+            begin, position = position, position + _PREFIX_BYTES - len(self._prefix)
+            self._prefix += data[begin:position]
+            if len(self._prefix) < _PREFIX_BYTES:
+                return len(data)
+            self._need = self._measure(self._prefix)
+        piece = bytes(data[position : position + self._need])
+        position += len(piece)
+        if len(piece) < self._need:
+            self._keep(piece)
+            return position
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            self.machine.give_back(self, parts.size)
+            parts.add(piece)
+            piece = parts.whole()
+        compressed = self._prefix[0] != 0
+        self._need, self._prefix = -1, b""
+        self.machine.turn_left -= 1
+        self._arrived(piece, compressed=compressed)
+        return position
 
     def _keep(self, piece: bytes) -> None:
         if not piece:
@@ -170,10 +226,8 @@ class GrpcStream(Stream):
         self._need -= len(piece)
         parts = self._parts
         if parts is None:
-            parts = self._parts = []
-        parts.append(piece)
-        if len(parts) >= _PIECES_MAX:
-            self._parts = [b"".join(parts)]
+            parts = self._parts = Pieces()
+        parts.add(piece)
         self.machine.keep(self, len(piece))
 
     def _measure(self, prefix: bytes) -> int:
@@ -201,10 +255,7 @@ class GrpcStream(Stream):
 
     def _arrived(self, message: bytes, *, compressed: bool) -> None:
         """One whole message, in its turn."""
-        if self._inflating is not None:
-            self.machine.keep(self, len(message))
-            self._inflating.append(bytes((compressed,)) + message)
-        elif not compressed:
+        if not compressed:
             self._take(message)
         else:
             work = partial(
@@ -213,20 +264,19 @@ class GrpcStream(Stream):
             if len(message) <= _INLINE_INFLATE_BYTES:
                 self._inflated(work())
             else:
-                self._inflating = deque()
+                self._inflating = self.paused = True
                 self.machine.host.offload(work, self._on_inflated)
 
     def _on_inflated(self, done: asyncio.Future[bytes | Refusal]) -> None:
         if self.closed or done.cancelled():
             return
-        waiting, self._inflating = self._inflating or deque(), None
-        self.machine.give_back(self)
-        self._inflated(done.result())
-        for message in waiting:  # behind the next one that is inflated, they wait again
-            if not self.closed:
-                self._arrived(message[1:], compressed=message[0] != 0)
-        if self.remote_closed and not self.closed and self._inflating is None:
-            self._half_closed()
+        self._inflating = False
+        try:
+            self._inflated(done.result())
+        except StreamFault as fault:
+            self.machine.reset(self, fault.code)
+        if not self.closed:
+            self.machine.postpone(self)
 
     def _inflated(self, outcome: bytes | Refusal) -> None:
         if isinstance(outcome, bytes):
@@ -296,7 +346,7 @@ class GrpcStream(Stream):
         self._incoming = None
         self._parts = None
         self._message = None
-        self._inflating = None
+        self._held = None
 
     # -- the answer ------------------------------------------------------------------------------
 
@@ -378,13 +428,17 @@ class GrpcStream(Stream):
 
     def pause_reading(self) -> None:
         """See ``Call``."""
-        self.paused = True
+        self._full = self.paused = True
 
     def resume_reading(self) -> None:
         """See ``Call``."""
-        if self.paused:
-            self.paused = False
-            self.machine.credit(self)
+        if self._full:
+            self._full = False
+            if self._held or self._inflating:
+                self._postpone()
+            else:
+                self.paused = False
+                self.machine.credit(self)
 
     def _logged(self, code: int) -> None:
         log = self.machine.log

@@ -13,6 +13,7 @@ from headrace.frontends.access_log import CLIENT_LEFT
 from headrace.frontends.decompress import decompress_later
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.heads import Head, read_head
+from headrace.frontends.http2.blocks import Pieces
 from headrace.frontends.http2.faults import INTERNAL_ERROR, PROTOCOL_ERROR, StreamFault
 from headrace.frontends.http2.fields import Fields, literal, status_block
 from headrace.frontends.http2.streams import Sender, Stream
@@ -26,9 +27,6 @@ _now_ns = MonotonicClock.now_ns
 
 _OF_HTTP1 = frozenset({b"connection", b"transfer-encoding", b"keep-alive", b"upgrade"})
 _CONTINUE = status_block(100)
-
-_PIECES_MAX = 1024
-"""As in ``reader``: a body sent as single bytes must not become a million objects."""
 
 
 class HttpMeaning(msgspec.Struct, eq=False):
@@ -74,8 +72,7 @@ class HttpStream(Stream):
     """The ``Answering`` side of an exchange."""
 
     _exchange: Exchange | None = None
-    _parts: list[bytes] | None = None
-    _size = 0
+    _parts: Pieces | None = None
     _status = 0
     _sent_bytes = 0
 
@@ -108,20 +105,17 @@ class HttpStream(Stream):
             if ended and len(data) <= self._lane.limits.max_body_bytes:
                 self._complete(data)
                 return
-            parts = self._parts = []
-        self._size += len(data)
-        if self._size > self._lane.limits.max_body_bytes:
+            parts = self._parts = Pieces()
+        parts.add(data)
+        if parts.size > self._lane.limits.max_body_bytes:
             self._refuse(refusals.BODY_TOO_LARGE)
             return
-        parts.append(data)
         if not ended:
             self.machine.keep(self, len(data))
-            if len(parts) >= _PIECES_MAX:
-                self._parts = [b"".join(parts)]
             return
         self._parts = None
         self.machine.give_back(self)
-        self._complete(b"".join(parts))
+        self._complete(parts.whole())
 
     def timed_out(self) -> None:
         """The body did not arrive in time."""

@@ -12,6 +12,7 @@ earns one that it may cancel.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from headrace.frontends.http2 import frames
 from headrace.frontends.http2.blocks import Block, check_setting, unpadded
@@ -28,7 +29,7 @@ from headrace.frontends.http2.faults import (
     calm,
 )
 from headrace.frontends.http2.fields import NO_TABLE, HeaderDecoder, check_field
-from headrace.frontends.http2.streams import Host, Sender, Stream
+from headrace.frontends.http2.streams import TURN_UNITS, Host, Sender, Stream
 from headrace.limits import Http2Limits, HttpLimits
 from headrace.telemetry.snapshot import HttpCounters
 
@@ -36,10 +37,6 @@ _LOG = logging.getLogger("headrace.http")
 
 _MAX_FRAME = 65_536
 """Of a client's frames: four times the least, so that large tensors cost fewer of them."""
-
-_USEFUL = 4
-"""Control frames that one frame of use allows: WINDOW_UPDATE for the stream and the connection,
-a PING to measure the round trip, an acknowledgement."""
 
 
 class Machine(Sender):
@@ -52,7 +49,6 @@ class Machine(Sender):
         self.failed = False
         self.draining = False
         self.last_id = 0
-        self.opened_count = 0
         self.settled = False
         """The client's first SETTINGS has come."""
 
@@ -62,14 +58,14 @@ class Machine(Sender):
         self._decoder = HeaderDecoder(limits.max_header_list_bytes)
         self._remembered = self._decoder.remembered
         self._rest = b""
+        self._position = 0  # in it
+        self.behind = False
+        """Whole frames wait for the next turn of the loop; until then nothing should be read."""
+
         self._prefaced = False
         self._receive_window = limits.connection_window_bytes
         self._receive_low = limits.connection_window_bytes // 2
         self._stream_low = limits.stream_window_bytes // 2
-        self._controls = limits.max_control_frames
-        self._resets = limits.max_resets
-        self._resets_allowed = limits.max_resets
-        self._resets_at = 0  # streams opened when resets were last allowed
         self._settings_unacknowledged = 0
 
     def start(self) -> None:
@@ -94,18 +90,53 @@ class Machine(Sender):
         if self.failed:
             return
         if self._rest:
-            data = self._rest + data
-            self._rest = b""
+            data = self._rest[self._position :] + data
+        if self.behind:
+            self._rest, self._position = data, 0
+            return
+        self.turn_left = TURN_UNITS
+        self._guarded(self._read_from, data, 0)
+
+    def go_on(self) -> None:
+        """The next turn: the frames that wait, then the streams that do, each with its share."""
+        self.turn_left = TURN_UNITS
+        if self.behind:
+            self._guarded(self._read_from, self._rest, self._position)
+        if self.postponed:
+            self.turn_left = TURN_UNITS
+            self._guarded(self._go_on_with_streams)
+
+    def _go_on_with_streams(self) -> None:
+        postponed = self.postponed
+        for _ in range(len(postponed)):
+            if self.turn_left <= 0:
+                break
+            stream = postponed.pop(next(iter(postponed)))
+            try:
+                stream.go_on()  # one that has still more is the last then
+            except StreamFault as fault:
+                self._fail_stream(stream.id, fault)
+        if postponed:
+            self.host.schedule_turn()
+
+    def _guarded(self, work: Callable[..., None], *arguments: object) -> None:
         try:
-            position = self._read(data)
+            work(*arguments)
         except ConnectionFault as fault:
             self.fail(fault)
         except Exception:  # noqa: BLE001 - a mistake of ours must not reach the event loop
             _LOG.exception("reading HTTP/2 failed")
             self.fail(ConnectionFault(INTERNAL_ERROR, "internal error"))
+
+    def _read_from(self, data: bytes, position: int) -> None:
+        position = self._read(data, position)
+        if self.failed:
+            return
+        if self.behind:  # the same bytes, with an offset: they are not copied for every turn
+            self._rest, self._position = data, position
+            self.host.schedule_turn()
         else:
-            if position < len(data):
-                self._rest = data[position:]
+            self._rest, self._position = data[position:], 0
 
     def fail(self, fault: ConnectionFault) -> None:
         """Ends the connection: a GOAWAY, and no stream is answered any more."""
@@ -121,7 +152,9 @@ class Machine(Sender):
     def close(self) -> None:
         """The connection is over: whoever waits for an answer has left."""
         self.failed = True
+        self.behind = False
         self._rest = b""
+        self.postponed.clear()
         self.block = None
         streams = tuple(self.streams.values())
         self.streams.clear()
@@ -136,16 +169,11 @@ class Machine(Sender):
             if not self.awake:
                 self._wake()
 
-    def relax(self) -> None:
-        """Time has passed: a client that is slow is no flood. Called once a second at most."""
-        self._controls = min(self.limits.max_control_frames, self._controls + _USEFUL)
-        self._resets = min(self.limits.max_resets, self._resets + 1)
-
     # -- frames --------------------------------------------------------------------------------
 
-    def _read(self, data: bytes) -> int:
-        """Handles every whole frame; the position of the first that is not."""
-        position = 0
+    def _read(self, data: bytes, position: int) -> int:
+        """Handles whole frames, as many as the turn allows; where the next one begins."""
+        self.behind = False
         if not self._prefaced:
             if not data.startswith(frames.PREFACE):
                 if frames.PREFACE.startswith(data):
@@ -163,6 +191,10 @@ class Machine(Sender):
             start = position + 9
             if start + length > end:
                 break
+            if self.turn_left <= 0:
+                self.behind = True
+                break
+            self.turn_left -= 1
             position = start + length
             kind = word & 0xFF
             stream_id &= 0x7FFF_FFFF
@@ -174,7 +206,7 @@ class Machine(Sender):
                 elif kind <= frames.CONTINUATION:
                     _HANDLERS[kind](self, flags, stream_id, data[start:position])
                 else:  # section 5.5: unknown types are ignored
-                    self._count_control()
+                    self.count_control()
             except StreamFault as fault:
                 self._fail_stream(stream_id, fault)
             if self.failed:
@@ -195,32 +227,14 @@ class Machine(Sender):
         if stream is not None:
             # One that we must reset costs what one that the client cancels does (MadeYouReset,
             # CVE-2025-8671).
-            self._count_reset()
+            self.count_reset()
             self.reset(stream, fault.code)
         elif self._is_idle(stream_id):  # one that was never opened cannot be reset
             raise ConnectionFault(fault.code, fault.reason)
         else:
             self.forget(stream_id)
             self.out.append(frames.rst_stream(stream_id, fault.code))
-            self._count_control()
-
-    def _count_control(self) -> None:
-        self._controls -= 1
-        if self._controls < 0:
-            self._controls = min(self.limits.max_control_frames, self.useful * _USEFUL)
-            self.useful = 0
-            if not self._controls:
-                raise calm("max_control_frames", "control frames")
-
-    def _count_reset(self) -> None:
-        self._resets -= 1
-        if self._resets < 0:
-            # What was allowed is used up; every stream since that was not cancelled allows one.
-            well = self.opened_count - self._resets_at - (self._resets_allowed + 1)
-            self._resets_at = self.opened_count
-            self._resets_allowed = self._resets = min(self.limits.max_resets, well)
-            if well <= 0:
-                raise calm("max_resets", "cancelled streams")
+            self.count_control()
 
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         size = len(payload)
@@ -246,7 +260,7 @@ class Machine(Sender):
             stream.received(payload, True)
             return
         if not payload:
-            self._count_control()
+            self.count_control()
         stream.receive_window -= size
         if stream.closed:
             return  # its answer does not depend on the rest
@@ -271,7 +285,7 @@ class Machine(Sender):
         """On a stream that is not open for it (section 5.1)."""
         if self._is_idle(stream_id):
             raise ConnectionFault(PROTOCOL_ERROR, "DATA on a stream that was never opened")
-        self._count_control()
+        self.count_control()
         if stream_id not in self.forgotten and not self.draining:
             raise StreamFault(STREAM_CLOSED, "DATA on a closed stream")
 
@@ -322,11 +336,11 @@ class Machine(Sender):
             self._decoder.decode(block)
             if stream_id not in self.forgotten:
                 raise ConnectionFault(STREAM_CLOSED, "HEADERS on a closed stream")
-            self._count_control()
+            self.count_control()
             return
         if self.draining:  # section 6.8: the client knows that it was not taken
             self._decoder.decode(block)
-            self._count_control()
+            self.count_control()
             return
         self.last_id = stream_id
         request = self._remembered.get(block)
@@ -366,7 +380,7 @@ class Machine(Sender):
         stream.received(b"", True)
 
     def _on_priority(self, _flags: int, stream_id: int, payload: bytes) -> None:
-        self._count_control()
+        self.count_control()
         if not stream_id:
             raise ConnectionFault(PROTOCOL_ERROR, "PRIORITY on stream 0")
         if len(payload) != 5:
@@ -381,13 +395,13 @@ class Machine(Sender):
             raise ConnectionFault(PROTOCOL_ERROR, "RST_STREAM on a stream that was never opened")
         stream = self.streams.pop(stream_id, None)
         if stream is None:
-            self._count_control()
+            self.count_control()
             return
         self.forget(stream_id)
         self.drop(stream)
         if not self.streams:
             self.host.emptied()
-        self._count_reset()
+        self.count_reset()
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
@@ -400,12 +414,12 @@ class Machine(Sender):
             self._settings_unacknowledged -= 1
             if self._settings_unacknowledged < 0:
                 self._settings_unacknowledged = 0
-                self._count_control()
+                self.count_control()
             return
         if len(payload) % 6:
             raise ConnectionFault(FRAME_SIZE_ERROR, "SETTINGS has entries of six bytes")
         if self.settled:
-            self._count_control()
+            self.count_control()
         self.settled = True
         values: dict[int, int] = {}
         for identifier, value in frames.read_settings(payload):
@@ -433,7 +447,7 @@ class Machine(Sender):
             raise ConnectionFault(PROTOCOL_ERROR, "PING on a stream")
         if len(payload) != 8:
             raise ConnectionFault(FRAME_SIZE_ERROR, "PING has eight bytes")
-        self._count_control()
+        self.count_control()
         if not flags & frames.ACK:
             self.out.append(frames.frame(frames.PING, frames.ACK, 0, payload))
 
@@ -442,7 +456,7 @@ class Machine(Sender):
             raise ConnectionFault(PROTOCOL_ERROR, "GOAWAY on a stream")
         if len(payload) < 8:
             raise ConnectionFault(FRAME_SIZE_ERROR, "GOAWAY has eight bytes at least")
-        self._count_control()
+        self.count_control()
         self.drain()  # what is under way is still answered
         if not self.streams:
             self.host.emptied()
@@ -450,7 +464,7 @@ class Machine(Sender):
     def _on_window_update(self, _flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
             raise ConnectionFault(FRAME_SIZE_ERROR, "WINDOW_UPDATE has four bytes")
-        self._count_control()
+        self.count_control()
         increment = int.from_bytes(payload, "big") & frames.MAX_WINDOW
         if not stream_id:
             if not increment:

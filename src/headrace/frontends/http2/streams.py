@@ -21,6 +21,7 @@ from headrace.frontends.http2.faults import (
     ConnectionFault,
     StreamFault,
 )
+from headrace.frontends.http2.floods import FloodGuard
 from headrace.frontends.peer import Peer
 from headrace.limits import Http2Limits, HttpLimits
 from headrace.telemetry.snapshot import HttpCounters
@@ -33,6 +34,10 @@ _WRITABLE_BYTES = 65_536
 
 _USEFUL_BYTES = 1024
 """A frame that the client's window made smaller is of no use."""
+
+TURN_UNITS = 256
+"""Frames, and messages of streams, that one connection is served in one turn of the loop: some
+10 ms of requests, after which other connections have their turn. Ordinary reads have fewer."""
 
 _FORGOTTEN_MAX = 1024
 """Streams remembered after we ended them first: what the client sent before it knew is ignored."""
@@ -82,6 +87,13 @@ class Stream:
 
     def received(self, data: bytes, ended: bool) -> None:
         """A piece of the body, perhaps empty; ``ended``: the last one.
+
+        Raises:
+            StreamFault: the stream is to be reset.
+        """
+
+    def go_on(self) -> None:
+        """Takes what was held back for another turn of the loop, see ``Sender.postpone``.
 
         Raises:
             StreamFault: the stream is to be reset.
@@ -143,6 +155,10 @@ class Host(Protocol):
         """There is something in ``out``."""
         ...
 
+    def schedule_turn(self) -> None:
+        """There is more to do than one turn of the loop may take: ``Machine.go_on`` in the next."""
+        ...
+
     def future(self) -> asyncio.Future[None]:
         """Of the loop on which everything happens."""
         ...
@@ -162,7 +178,7 @@ class Host(Protocol):
         ...
 
 
-class Sender:
+class Sender(FloodGuard):
     """The sending half. ``out`` is what is to be written, in order.
 
     ``held``: the socket does not take more; what can wait, waits. ``unsent_bytes`` waits in all
@@ -172,7 +188,7 @@ class Sender:
     def __init__(
         self, limits: Http2Limits, http_limits: HttpLimits, counters: HttpCounters, host: Host
     ) -> None:
-        self.limits = limits
+        super().__init__(limits)
         self.http_limits = http_limits
         self.counters = counters
         self.host = host
@@ -185,12 +201,15 @@ class Sender:
         self.held = False
         self.unsent_bytes = 0
         self.buffered_bytes = 0
-        self.useful = 0
-        """Frames of use, both ways, since the control frames that they allow were allowed."""
-
         self.log: RequestLog | None = None
         self.head_prefix = b""
         """What the next header block must begin with, see ``fields.NO_TABLE``."""
+
+        self.turn_left = TURN_UNITS
+        """Frames and messages that may still be handled in this turn of the loop."""
+
+        self.postponed: dict[int, Stream] = {}
+        """Streams that go on in the next turn."""
 
         self._ready: dict[int, Stream] = {}  # have something to send and a window
         self.forgotten: dict[int, None] = {}
@@ -300,6 +319,7 @@ class Sender:
         """
         difference = size - self.initial_window
         self.initial_window = size
+        self.turn_left -= len(self.streams) // 16
         for stream in self.streams.values():
             stream.send_window += difference
             if stream.send_window > frames.MAX_WINDOW:
@@ -387,10 +407,17 @@ class Sender:
                 ENHANCE_YOUR_CALM, "too much is incomplete", limit="max_buffered_bytes"
             )
 
-    def give_back(self, stream: Stream) -> None:
-        """It keeps nothing any more."""
-        self.buffered_bytes -= stream.buffered_bytes
-        stream.buffered_bytes = 0
+    def give_back(self, stream: Stream, size: int = -1) -> None:
+        """It keeps so many bytes less; by default, nothing any more."""
+        if size < 0:
+            size = stream.buffered_bytes
+        self.buffered_bytes -= size
+        stream.buffered_bytes -= size
+
+    def postpone(self, stream: Stream) -> None:
+        """The stream has more than this turn of the loop may take: others come first."""
+        self.postponed[stream.id] = stream
+        self.host.schedule_turn()
 
     # -- helpers -------------------------------------------------------------------------------
 

@@ -377,3 +377,27 @@ async def test_a_stream_that_its_transport_dropped_is_forgotten(bench: Bench) ->
     gc.collect()
     bench.long_calls.drain()
     assert not call.closed
+
+
+async def test_messages_that_fail_count_as_well(bench: Bench) -> None:
+    call, incoming = bench.stream()
+    incoming.message(double(1, 2, 3, 4, id="first").SerializeToString())
+    for _ in range(infer.MAX_STREAM_REQUESTS - 2):
+        incoming.message(b"")
+    assert call.reading
+    incoming.message(b"")
+    assert not call.reading, "their answers wait for the first one's"
+    await call.until_sent(infer.MAX_STREAM_REQUESTS)
+    assert call.reading
+    assert parts_of(call)[0].infer_response.id == "first"
+
+
+async def test_answers_of_messages_that_fail_are_read_before_more_come(bench: Bench) -> None:
+    call, incoming = bench.stream()
+    call.pending_bytes = infer.UNREAD_BYTES + 1
+    incoming.message(b"")
+    assert not call.reading
+    call.read.set()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert call.reading

@@ -173,9 +173,12 @@ def test_a_paused_call_gets_no_credit_until_it_goes_on() -> None:
     for _ in range(6):
         wire.send(data(1, message(b"x" * 9_995)))
     assert not [f for f in wire.frames() if f.stream_id == 1]
-    assert len(incoming.got) == 6, "what was already allowed still arrives"
+    assert not incoming.got
+    assert wire.machine.buffered_bytes == 60_000
     incoming.call.resume_reading()
     bench.settle()
+    assert len(incoming.got) == 6
+    assert wire.machine.buffered_bytes == 0
     (update,) = [f for f in wire.frames() if f.stream_id == 1]
     assert update.window_increment == 60_000
 
