@@ -2,7 +2,7 @@
 
 ::
 
-    <folder>/<key>/manifest.json       the name, size, time and SHA-256 of each file
+    <folder>/<key>/manifest.json       the name, size, times and SHA-256 of each file
     <folder>/<key>/model.onnx ...
     <folder>/<key>.lock                held while <key> is built
     <folder>/.<key>.<process>.<time>/  being built, or on its way out
@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,13 +26,24 @@ from typing import BinaryIO
 import msgspec
 
 from headrace.digests import sha256_of, write_atomically
+from headrace.errors import ConfigError
 
 MANIFEST = "manifest.json"
+
+MAX_MANIFEST_BYTES = 1024 * 1024
+"""A few thousand files; entries have one to three."""
+
+PRIVATE = 0o700
+"""Mode of the cache folder: what is in it decides what is run, and it holds models."""
+
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class _File(msgspec.Struct):
     size: int
+    inode: int
     mtime_ns: int
+    ctime_ns: int
     sha256: str
 
 
@@ -135,6 +147,44 @@ class ArtifactCache:
         return self._folder / f".{entry.name}.{os.getpid()}.{time.time_ns():x}"
 
 
+def private_folder(folder: Path) -> None:
+    """Makes ``folder`` one that only this user can write: mode 0700 where it is ours.
+
+    It may belong to root instead, as in an image, if no other user can write it. A folder that
+    cannot be made or changed is left as it is: the next start is slower, no more.
+
+    Raises:
+        ConfigError: it, or something in it, belongs to another user; or others can write it.
+    """
+    try:
+        folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
+        info = folder.stat()
+    except OSError:
+        return
+    if info.st_uid not in {os.geteuid(), 0}:
+        raise _not_private(folder, f"belongs to another user (uid {info.st_uid})")
+    writable = info.st_mode & _OTHERS_WRITE
+    if info.st_uid == os.geteuid() and stat.S_IMODE(info.st_mode) != PRIVATE:
+        try:
+            folder.chmod(PRIVATE)
+        except OSError:  # read-only: nobody writes there
+            writable = 0
+    elif writable:
+        raise _not_private(folder, "can be written by other users")
+    if writable:  # until now, so what is there need not be ours
+        for path in folder.rglob("*"):
+            if path.lstat().st_uid not in {os.geteuid(), 0}:
+                raise _not_private(folder, f"holds files of another user, such as {path.name}")
+
+
+def _not_private(folder: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"the cache folder {folder} {why}, who could replace the models that are served",
+        hint="set cache_dir to a folder of the server's own user, or remove this one",
+        field="cache_dir",
+    )
+
+
 def hold(entry: Path) -> BinaryIO:
     """Keeps an entry from being removed for want of room, until what is returned is closed.
 
@@ -164,19 +214,31 @@ def _entries(folder: Path) -> Iterator[tuple[int, int, Path]]:
 def _describe(path: Path) -> _File:
     with path.open("rb") as file:
         os.fsync(file.fileno())  # a manifest must not survive a power cut that its files did not
-    info = path.stat()
-    return _File(info.st_size, info.st_mtime_ns, sha256_of(path))
+    return _File(*_marks(path.lstat()), sha256_of(path))
+
+
+def _marks(info: os.stat_result) -> tuple[int, int, int, int]:
+    """What differs after every change: no program can set the time of change (ctime) back."""
+    return info.st_size, info.st_ino, info.st_mtime_ns, info.st_ctime_ns
 
 
 def _is_sound(entry: Path) -> bool:
-    """Size and time as they were written; where only the time differs, the content decides."""
+    """Just the files that were written, unchanged; where their marks differ, by their content.
+
+    Copied into an image they have other marks, and are hashed at each start.
+    """
     try:
-        manifest = msgspec.json.decode((entry / MANIFEST).read_bytes(), type=dict[str, _File])
+        with (entry / MANIFEST).open("rb") as file:
+            content = file.read(MAX_MANIFEST_BYTES + 1)
+        manifest = msgspec.json.decode(content[:MAX_MANIFEST_BYTES], type=dict[str, _File])
+        if {file.name for file in entry.iterdir()} != {MANIFEST, *manifest}:
+            return False  # a library may look into the folder for more than we name
         for name, noted in manifest.items():
-            info = (entry / name).stat()
-            if info.st_size != noted.size:
+            info = (entry / name).lstat()
+            if not stat.S_ISREG(info.st_mode) or info.st_size != noted.size:
                 return False
-            if info.st_mtime_ns != noted.mtime_ns and sha256_of(entry / name) != noted.sha256:
+            noted_marks = (noted.size, noted.inode, noted.mtime_ns, noted.ctime_ns)
+            if _marks(info) != noted_marks and sha256_of(entry / name) != noted.sha256:
                 return False
     except (OSError, ValueError, msgspec.DecodeError):  # ValueError: it is not even text
         return False

@@ -10,6 +10,7 @@ import hashlib
 import os
 import time
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import msgspec
 
@@ -74,3 +75,9 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def open_private(path: Path, mode: str) -> BinaryIO:
+    """Opens it; where that makes the file, only this user can read it (0600). Raises OSError."""
+    file = open(path, mode, opener=lambda name, flags: os.open(name, flags, 0o600))  # noqa: SIM115 - the caller closes it
+    return cast("BinaryIO", file)

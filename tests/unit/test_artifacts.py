@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from headrace.artifacts import MANIFEST, ArtifactCache, hold
+from headrace.artifacts import MANIFEST, ArtifactCache, hold, private_folder
+from headrace.errors import ConfigError
 
 KB = 1000
 
@@ -116,3 +120,74 @@ def test_what_is_discarded_is_built_again(tmp_path):
     assert kept(tmp_path) == []
     cache.discard("never there")
     assert (cache.entry("a", fill(b"new")) / "model").read_bytes() == b"new"
+
+
+def alter_with_old_time(entry: Path) -> None:
+    before = (entry / "model").stat()
+    with (entry / "model").open("r+b") as file:
+        file.write(b"y")
+    os.utime(entry / "model", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def plant_beside(entry: Path) -> None:
+    (entry / "other.blob").write_bytes(b"y")
+
+
+def replace_by_link(entry: Path) -> None:
+    (entry / "model").rename(entry.parent / "elsewhere")
+    (entry / "model").symlink_to(entry.parent / "elsewhere")
+
+
+@pytest.mark.parametrize("change", [alter_with_old_time, plant_beside, replace_by_link])
+def test_an_altered_entry_is_not_found_and_is_built_again(tmp_path, change):
+    cache = ArtifactCache(tmp_path)
+    entry = cache.entry("a", fill())
+    change(entry)
+    assert cache.find("a") is None
+    assert (cache.entry("a", fill()) / "model").read_bytes() == b"x" * KB
+    assert sorted(file.name for file in entry.iterdir()) == [MANIFEST, "model"]
+
+
+def test_a_copied_entry_is_known_by_its_content(tmp_path):
+    ArtifactCache(tmp_path / "one").entry("a", fill())
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    assert ArtifactCache(tmp_path / "other").find("a") is not None
+
+
+@pytest.mark.parametrize("mode", [None, 0o755, 0o777])
+def test_the_cache_folder_is_for_this_user_alone(tmp_path, mode):
+    folder = tmp_path / "deep" / "cache"
+    if mode is not None:
+        folder.mkdir(parents=True)
+        folder.chmod(mode)
+    private_folder(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("owner", "mode", "accepted"),
+    [(0, 0o755, True), (0, 0o777, False), (0, 0o770, False), (12345, 0o700, False)],
+)
+def test_a_cache_folder_of_another_user_is_refused(tmp_path, monkeypatch, owner, mode, accepted):
+    tmp_path.chmod(mode)
+    real = os.stat
+    told = real(tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    monkeypatch.setattr(
+        Path, "stat", lambda self, **_: os.stat_result((*told[:4], owner, *told[5:]))
+    )
+    with contextlib.nullcontext() if accepted else pytest.raises(ConfigError, match="cache folder"):
+        private_folder(tmp_path)
+
+
+def test_what_another_user_left_in_a_folder_that_all_could_write_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "planted").touch()
+    tmp_path.chmod(0o777)
+    real = Path.lstat
+
+    def theirs(self: Path) -> os.stat_result:
+        return os.stat_result((*real(self)[:4], 12345, *real(self)[5:]))
+
+    monkeypatch.setattr(Path, "lstat", theirs)
+    with pytest.raises(ConfigError, match="planted"):
+        private_folder(tmp_path)

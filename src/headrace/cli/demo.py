@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         HeadraceError: the server could not start, or stopped answering.
     """
+    from headrace.artifacts import private_folder
     from headrace.cli import demo_model
     from headrace.cli.demo_server import serving
     from headrace.cli.demo_text import Terminal
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     flags = {"server.port": args.port, "cache_dir": args.cache_dir}
     config = load_config(None, os.environ, flags).config
     cache = cache_folder(config, os.environ)
+    private_folder(cache)
     terminal = Terminal()
     terminal.line("headrace demo: sentence search over HTTP\n")
     with _sigterm_as_exit(), tempfile.TemporaryDirectory(prefix="headrace-demo-") as scratch:

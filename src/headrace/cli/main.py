@@ -104,6 +104,7 @@ def _run(argv: Sequence[str]) -> int:
     if not argv:
         build_parser().print_help()
         return EXIT_USAGE
+    os.umask(os.umask(0o077) | 0o022)  # whatever it was: no file of ours is for others to write
     first = next((word for word in argv if not word.startswith("-")), "")
     args = build_parser([first] if first in COMMANDS else COMMANDS).parse_args(argv)
     return args.func(args) or EXIT_OK

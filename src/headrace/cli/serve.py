@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.artifacts import private_folder
 from headrace.cli import triton_flags
 from headrace.errors import ConfigError, MissingExtra
 from headrace.loading import LoadedConfig, cache_folder, config_file, explain, load_config
@@ -134,6 +135,7 @@ def _serve(args: argparse.Namespace, triton: triton_flags.Understood, config: Co
     args.log_level = args.log_level or triton.log_level or "info"
     logs.configure(format=args.log_format, level=args.log_level, access=args.access_log)
     _check_early(config)
+    private_folder(cache_folder(config, os.environ))
     if config.server.log_file:
         logs.log_to(config.server.log_file)
     triton_flags.tell(triton, config.server)

@@ -47,7 +47,7 @@ class TraceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Traces until it ends; -1: no end. Of each worker."""
 
     log_frequency: NotNegative = 0
-    """0: one file. N: a further file for every N traces, ``<file>.0`` and so on."""
+    """0: one file. N: a further file for every N traces, ``<file>.0`` and so on, up to 1,000."""
 
 
 class SharedCacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

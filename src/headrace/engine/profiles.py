@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,17 @@ _FORMAT = 4
 
 SHAPES_KEPT = 8
 """Of the batches that came most often; a start runs them before the model is ready."""
+
+MAX_BYTES = 1024 * 1024
+"""Of a file that is read; those that are written have a few kilobytes."""
+
+_MAX_PARALLEL = 1024
+"""Threads and instances that a file may ask for: more than any machine has cores for."""
+
+_MAX_ELEMENTS = 2**28
+"""Of one tensor of a batch that a start repeats: 1 GiB of FP32."""
+
+_MAX_COUNT = 2**62
 
 
 class StoredProfile(msgspec.Struct, frozen=True):
@@ -55,11 +67,13 @@ class ProfileStore:
         return hashlib.sha256("\0".join((*parts, *facts)).encode()).hexdigest()[:32]
 
     def load(self, key: str) -> StoredProfile | None:
-        """What was measured before, or None."""
+        """What was measured before; None: nothing, or it cannot have been measured."""
         try:
-            return msgspec.json.decode(self._path(key).read_bytes(), type=StoredProfile)
+            with self._path(key).open("rb") as file:
+                stored = msgspec.json.decode(file.read(MAX_BYTES), type=StoredProfile)
         except (OSError, ValueError, msgspec.MsgspecError):
             return None
+        return stored if _is_plausible(stored) else None
 
     def save(self, key: str, stored: StoredProfile) -> None:
         """Keeps it; readers see the old file or the new one, never half of one."""
@@ -84,3 +98,35 @@ class ProfileStore:
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.json"
+
+
+def _is_plausible(stored: StoredProfile) -> bool:
+    """Whether the numbers can be used for loading and scheduling; others wrote them, perhaps."""
+    profile, instances = stored.profile, stored.instances
+    counts = (
+        profile.inline_rows, profile.batch_tokens, profile.overhead_tokens, profile.row_ns,
+    )  # fmt: skip
+    parallel = (instances.threads, instances.concurrency)
+    return (
+        all(1 <= number <= _MAX_PARALLEL for number in parallel)
+        and 1 <= profile.max_rows <= _MAX_COUNT
+        and all(0 <= number <= _MAX_COUNT for number in counts)
+        and all(map(_is_cost, profile.costs.values()))
+        and len(stored.shapes) <= SHAPES_KEPT
+        and all(_is_shape(shape) for shapes in stored.shapes for shape in shapes)
+    )
+
+
+def _is_cost(cost: LearntCost) -> bool:
+    pairs = zip(cost.points, cost.points[1:], strict=False)
+    return (
+        cost.batches >= 0
+        and math.isfinite(cost.spread)
+        and cost.spread >= 0
+        and all(0 <= value < _MAX_COUNT for point in cost.points for value in point)
+        and all(one[0] < other[0] for one, other in pairs)
+    )
+
+
+def _is_shape(shape: tuple[int, ...] | None) -> bool:
+    return shape is None or (min(shape, default=0) >= 0 and math.prod(shape) <= _MAX_ELEMENTS)

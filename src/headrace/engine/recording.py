@@ -18,6 +18,7 @@ import msgspec
 
 from headrace.core.actions import Action
 from headrace.core.events import Event
+from headrace.digests import open_private
 from headrace.errors import ConfigError
 
 _LOG = logging.getLogger("headrace.engine")
@@ -124,7 +125,7 @@ class Recorder:
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         try:
-            self._file = path.open("wb")
+            self._file = open_private(path, "wb")
             self._file.write(encode_head())
         except OSError as error:
             raise ConfigError(

@@ -7,6 +7,7 @@ file: each addition is made under a lock of the file, and nothing that is there 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -17,10 +18,15 @@ from typing import Any
 
 import msgspec
 
+from headrace.digests import open_private
+
 _LOG = logging.getLogger("headrace.telemetry")
 
 MAX_PENDING = 10_000
 """Traces on their way to a disk that stalls; one more is dropped, and the log says so once."""
+
+MAX_FILES = 1000
+"""Of one name with numbers. Callers set the log frequency, and 1 is a file for each trace."""
 
 _Item = tuple[str, int, dict[str, Any]]
 
@@ -105,7 +111,7 @@ class TraceFiles:
 
 def append(path: Path, traces: list[dict[str, Any]]) -> None:
     """Adds to the JSON array in ``path``; what is there and is no array is replaced."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "r+b") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         end = stream.seek(0, os.SEEK_END)
@@ -121,16 +127,19 @@ def append(path: Path, traces: list[dict[str, Any]]) -> None:
 
 
 def write_numbered(file: str, traces: list[dict[str, Any]]) -> None:
-    """The first of ``<file>.0``, ``<file>.1`` ... that is not there yet."""
-    number = 0
-    while True:
+    """The first of ``<file>.0``, ``<file>.1`` ... that is not there yet.
+
+    Raises:
+        OSError: there are MAX_FILES already, or it cannot be written.
+    """
+    for number in range(MAX_FILES):
         try:
-            with Path(f"{file}.{number}").open("xb") as stream:
+            with open_private(Path(f"{file}.{number}"), "xb") as stream:
                 stream.write(b"[" + _lines(traces) + b"]\n")
         except FileExistsError:
-            number += 1
-        else:
-            return
+            continue
+        return
+    raise OSError(errno.EFBIG, f"there are {MAX_FILES:,} files; move them away to go on")
 
 
 def _lines(traces: list[dict[str, Any]]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from headrace.core.events import LearntCost
 from headrace.engine import calibrate as module
 from headrace.engine import stopwatch
 from headrace.engine.calibrate import MEASURED_IN_PART, ROWS_MAX, calibrate, sample_inputs
@@ -338,6 +339,26 @@ def test_a_damaged_profile_is_no_profile(tmp_path):
     (tmp_path / "k.json").write_text('{"runtime": "onnxruntime", "profile": {"max_rows": "many"')
 
     assert store.load("k") is None
+
+
+@pytest.mark.parametrize(
+    ("instances", "profile"),
+    [
+        (InstanceConfig(threads=100_000), Profile()),
+        (InstanceConfig(concurrency=0), Profile()),
+        (InstanceConfig(), Profile(max_rows=0)),
+        (InstanceConfig(), Profile(row_ns=-1)),
+        (InstanceConfig(), Profile(costs={1: LearntCost(((2.0, 1.0), (1.0, 2.0)))})),
+        (InstanceConfig(), Profile(costs={1: LearntCost(spread=-1.0)})),
+    ],
+)
+def test_a_profile_that_cannot_have_been_measured_is_no_profile(tmp_path, instances, profile):
+    store = ProfileStore(tmp_path)
+    store.save("k", StoredProfile("onnxruntime", instances, profile))
+    store.save("l", StoredProfile("onnxruntime", InstanceConfig(), Profile(), (((1 << 40,),),)))
+
+    assert store.load("k") is None
+    assert store.load("l") is None
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path, caplog):

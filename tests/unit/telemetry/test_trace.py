@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from headrace.config import TraceConfig
 from headrace.errors import InvalidRequest, Unsupported
+from headrace.telemetry import trace_files
 from headrace.telemetry.instruments import Instrument, RequestRecord
 from headrace.telemetry.trace import Tracer, Tracing
 from headrace.telemetry.trace_files import append
@@ -285,3 +288,18 @@ def test_traces_of_two_processes_have_different_numbers(file: Path) -> None:
         Tracer(tracing, Instrument()).requests_completed([a_record(), a_record()], 100)
         tracing.close()
     assert sorted(trace["id"] for trace in json.loads(file.read_text())) == [1, 2, 3, 4]
+
+
+def test_numbered_files_are_private_and_end_at_the_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(trace_files, "MAX_FILES", 2)
+    umask = os.umask(0)
+    try:
+        for number in range(2):
+            trace_files.write_numbered(str(tmp_path / "t"), [{"id": number}])
+        trace_files.append(tmp_path / "all", [{"id": 1}])
+    finally:
+        os.umask(umask)
+    with pytest.raises(OSError, match="move them away"):
+        trace_files.write_numbered(str(tmp_path / "t"), [{"id": 3}])
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
+    assert modes == {"t.0": 0o600, "t.1": 0o600, "all": 0o600}

@@ -214,7 +214,7 @@ def workshop(folder: Path, label: str, progress: Progress, stop: Stop) -> Iterat
 
 @contextmanager
 def _lock(path: Path, folder: Path, progress: Progress, stop: Stop) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         told = False
         while True:
