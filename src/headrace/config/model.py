@@ -223,6 +223,12 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     (other execution providers, custom operators, runtimes of other packages, Python models),
     or where a large model must give its memory back."""
 
+    execution_timeout: Duration = ""
+    """An execution that takes longer counts as hung: its requests fail with 500, and where it ran
+    is ended (a child process, a run of ONNX Runtime) or given up (a thread). "": 20 times what
+    nearly all executions of the size take, and at least ``queue.timeout_s`` or 60 s; an hour as
+    long as fewer than 32 executions have been seen."""
+
     slo: SloConfig = SloConfig()
     """Within what time answers are wanted: ``{ p99 = "50ms" }``."""
 
@@ -279,3 +285,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     triton_config: dict[str, Any] = {}
     """What the model's ``config.pbtxt`` said, as JSON; shown by its configuration route."""
+
+    @property
+    def execution_timeout_ns(self) -> int:
+        """``execution_timeout`` in nanoseconds; 0: automatic."""
+        return duration_ns(self.execution_timeout) if self.execution_timeout else 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from headrace.core.admission import Door
 from headrace.core.events import QueuedRequest
 from headrace.core.instances import Instances, RunningBatch
+from headrace.core.overtime import execution_limit_ns
 from headrace.core.pool import ModelState
 
 _SERVICE_WEIGHT = 8
@@ -80,6 +81,29 @@ class Books:
         if model.removed and not model.running:
             del self.models[batch.model]
         return batch, model
+
+    def abandon(self, batch_id: int) -> tuple[int, ...]:
+        """Nobody waits for a running batch any more; the requests that did.
+
+        Raises:
+            KeyError: no such batch runs.
+        """
+        batch = self.instances.batches[batch_id]
+        waited = [i for i in batch.request_ids if self.live.pop(i, None) is not None]
+        self.models[batch.model].failed += len(waited)
+        return tuple(waited)
+
+    def execution_limit_ns(self, batch_id: int, *, wanted: bool) -> int:
+        """How long a running batch may take. Raises KeyError: no such batch runs."""
+        batch = self.instances.batches[batch_id]
+        model = self.models[batch.model]
+        return execution_limit_ns(
+            model.cost_on(batch.kind),
+            batch.units,
+            configured_ns=model.limits.execution_limit_ns,
+            floor_ns=model.limits.execution_floor_ns,
+            wanted=wanted,
+        )
 
     def late(self, batch: RunningBatch, now_ns: int) -> int:
         """How many of a batch that is over wanted to be answered before now."""

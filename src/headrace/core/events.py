@@ -58,6 +58,8 @@ class BatchLimits(msgspec.Struct, frozen=True):
                          machine is refused; False: it runs as if it were wanted at its deadline
     min_share            part of the pool's time, 0 to 1, that the model has before others
                          while it has work
+    execution_limit_ns   an execution that takes longer counts as hung; 0: see ``overtime``
+    execution_floor_ns   the least that this limit is where it is not given
     """
 
     max_rows: int = 1
@@ -72,6 +74,8 @@ class BatchLimits(msgspec.Struct, frozen=True):
     max_queue_bytes: int = 0
     strict_slo: bool = False
     min_share: float = 0.0
+    execution_limit_ns: int = 0
+    execution_floor_ns: int = 0
 
 
 class TenantTerms(msgspec.Struct, frozen=True):
@@ -130,6 +134,15 @@ class BatchFailed(msgspec.Struct, frozen=True, gc=False):
 
     batch_id: int
     retry_alone: bool = True
+
+
+class BatchAbandoned(msgspec.Struct, frozen=True):
+    """A batch runs for too long: its requests fail now.
+
+    Its instance stays busy until the batch is reported as completed or failed.
+    """
+
+    batch_id: int
 
 
 class ModelAdded(msgspec.Struct, frozen=True):
@@ -195,6 +208,7 @@ Event = (
     | RequestsCancelled
     | BatchCompleted
     | BatchFailed
+    | BatchAbandoned
     | ModelAdded
     | LimitsChanged
     | ModelRemoved

@@ -36,6 +36,7 @@ from headrace.core.batching import form_batch
 from headrace.core.books import Books
 from headrace.core.events import (
     NEVER_NS,
+    BatchAbandoned,
     BatchCompleted,
     BatchFailed,
     Event,
@@ -76,11 +77,12 @@ class Scheduler:
             RequestsCancelled: self._on_requests_cancelled,
             BatchCompleted: self._on_batch_completed,
             BatchFailed: self._on_batch_failed,
+            BatchAbandoned: self._on_batch_abandoned,
             ModelAdded: self._on_model_added,
             LimitsChanged: self._on_limits_changed,
             ModelRemoved: self._on_model_removed,
-            InstanceAdded: self._on_instance_added,
-            InstanceRemoved: self._on_instance_removed,
+            InstanceAdded: lambda event, *_: self._instances.add(event),
+            InstanceRemoved: lambda event, *_: self._instances.remove(event.instance_id),
             TenantsChanged: self._on_tenants_changed,
             TimerFired: self._on_timer_fired,
         }
@@ -107,6 +109,10 @@ class Scheduler:
         """
         wakeup_ns = min(self._next_expiry_ns, self._next_start_ns)
         return None if wakeup_ns == NEVER_NS else wakeup_ns
+
+    def execution_limit_ns(self, batch_id: int, *, wanted: bool) -> int:
+        """How long a running batch may take; see ``overtime``."""
+        return self._books.execution_limit_ns(batch_id, wanted=wanted)
 
     def statistics(self) -> SchedulerStatistics:
         """An immutable snapshot."""
@@ -223,6 +229,12 @@ class Scheduler:
         model.failed += len(wanted)
         actions.append(FailRequests(event.batch_id, tuple(r.request_id for r in wanted)))
 
+    def _on_batch_abandoned(
+        self, event: BatchAbandoned, now_ns: int, actions: list[Action]
+    ) -> None:
+        if waited := self._books.abandon(event.batch_id):
+            actions.append(FailRequests(event.batch_id, waited))
+
     def _dispatch(self, now_ns: int, actions: list[Action]) -> None:
         """Gives idle instances work, until there is none that fits."""
         self._next_start_ns = NEVER_NS
@@ -320,14 +332,6 @@ class Scheduler:
             actions.append(RejectRequest(request.request_id, "model_removed"))
         if not model.running:
             del self._models[event.model]
-
-    def _on_instance_added(self, event: InstanceAdded, now_ns: int, actions: list[Action]) -> None:
-        self._instances.add(event)
-
-    def _on_instance_removed(
-        self, event: InstanceRemoved, now_ns: int, actions: list[Action]
-    ) -> None:
-        self._instances.remove(event.instance_id)
 
     def _on_tenants_changed(
         self, event: TenantsChanged, now_ns: int, actions: list[Action]

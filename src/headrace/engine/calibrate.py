@@ -8,7 +8,7 @@ callers are put into one execution.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -95,6 +95,9 @@ def calibrate(
         row_ns = time_execution(loaded, sample_inputs(loaded.inputs, 1, free))
     except NotMeasured as error:
         return Profile(reason=str(error))
+    endless: Callable[[], bool] | None = getattr(loaded, "may_be_endless", None)
+    if row_ns < hop_ns and endless is not None and endless():
+        hop_ns = 0
     reason = _why_not_batchable(loaded, free)
     if not reason and padding is not None:
         reason = _why_not_paddable(loaded, padding)

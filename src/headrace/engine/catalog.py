@@ -78,13 +78,22 @@ class Catalog:
                 served = self.resolve(name, version)
             except ModelNotReady:
                 return False
+            if not served.serving:
+                return False
             steps = [(step.model, step.version) for step in served.config.ensemble]
             return all(step in self._routes and self.is_ready(*step) for step in steps)
         return bool(self._statuses) and all(s.state == "READY" for s in self.statuses())
 
     def statuses(self) -> list[ModelVersionStatus]:
         """Every version known, sorted by name and version."""
-        return [self._statuses[key] for key in sorted(self._statuses, key=_by_name_and_number)]
+        return [self._status(key) for key in sorted(self._statuses, key=_by_name_and_number)]
+
+    def _status(self, key: tuple[str, str]) -> ModelVersionStatus:
+        """One that is loaded and cannot run anything now is not ready."""
+        status, served = self._statuses[key], self._routes.get(key)
+        if served is not None and status.state == "READY" and (reason := served.unavailable):
+            return msgspec.structs.replace(status, state="UNAVAILABLE", reason=reason)
+        return status
 
     def set_status(self, name: str, version: str, state: str, reason: str = "") -> None:
         """Records what the index shows for a version."""

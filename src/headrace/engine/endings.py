@@ -184,6 +184,29 @@ def unanswerable(ticket: Ticket, error: Exception) -> HeadraceError:
     )
 
 
+def hung(served: ServedModel, ran_ns: int, limit_ns: int) -> InferenceFailed:
+    """Its batch ran for too long."""
+    ran_s, limit_s = ran_ns / 1e9, limit_ns / 1e9
+    reason = f"an execution ran for {ran_s:.3g} s, longer than its limit of {limit_s:.3g} s"
+    return InferenceFailed(
+        f"model '{served.name}' hung: {reason}",
+        code="execution_timeout",
+        hint="send less at a time; or raise execution_timeout if the model honestly takes so long",
+        model=served.name,
+        reason=reason,
+    )
+
+
+def all_stuck(served: ServedModel) -> ModelNotReady:
+    """Every instance of it is in an execution that cannot be ended."""
+    return ModelNotReady(
+        f"model '{served.name}' is not ready: {served.unavailable}",
+        code="model_hung",
+        hint='restart the server; isolation = "process" makes such executions end',
+        model=served.name,
+    )
+
+
 def needs_stream(served: ServedModel) -> Unsupported:
     """A request with one answer, to a model that gives any number."""
     return Unsupported(

@@ -3,10 +3,9 @@
 Law: everything in :class:`Engine` runs on one event loop, and between an event and the last
 of its actions nothing awaits, so the state cannot change under a decision.
 
-A request comes in through :meth:`Engine.submit` and leaves through its ``Reply``, exactly
-once. Arrivals are collected for one turn of the loop and reported to the core as one event;
-so whatever comes in together can run together, and a lone request still starts in the very
-next step of the loop.
+A request comes in through :meth:`Engine.submit` and leaves through its ``Reply``, exactly once.
+All that arrives in one turn of the loop is one event for the core, so what comes in together can
+run together, and a lone request starts in the next step of the loop.
 """
 
 from __future__ import annotations
@@ -108,8 +107,7 @@ class Engine:
         self._events: deque[tuple[Event, BatchJob | None]] = deque()
         self._job: BatchJob | None = None  # the batch that the current event is about
         self._driving = False
-        self._next_request_id = 1
-        self._next_model = 1
+        self._next_request_id = self._next_model = 1
         self._tickets = 0
         self._draining = False
         self._idle = asyncio.Event()
@@ -134,7 +132,10 @@ class Engine:
             CancelRequests: self._forget_requests,
             FailRequests: self._fail_requests,
         }
-        self._instances = InstancePool(self._loop, instances, self._on_batch_finished, self._drive)
+        back, limit = self._on_batch_finished, self._scheduler.execution_limit_ns
+        self._instances = InstancePool(
+            self._loop, instances, back, self._drive, limit_ns=limit, now_ns=self.now_ns
+        )
         self._tenants.tell(self._drive)
 
     # -- requests ------------------------------------------------------------------------
@@ -344,10 +345,9 @@ class Engine:
         job = self._job
         assert job is not None
         assert job.batch_id == action.batch_id
-        parts = self._parts
+        parts, finished = self._parts, list[Ticket]()
         wanted = set(action.request_ids) if len(action.request_ids) < len(job.parts) else None
-        batched_ns, started_ns, finished_ns = job.started_ns, job.collated_ns, job.finished_ns
-        finished: list[Ticket] = []
+        batched_ns, started_ns = job.started_ns, job.collated_ns
         for part, piece in zip(job.parts, job.pieces, strict=True):
             if wanted is not None and part.request_id not in wanted:
                 continue
@@ -369,7 +369,7 @@ class Engine:
             ticket.batched_ns = batched_ns
             ticket.started_ns = started_ns
             ticket.executed_ns = job.executed_ns
-            ticket.finished_ns = finished_ns
+            ticket.finished_ns = job.finished_ns
             finished.append(ticket)
         self._outcomes.completed([ticket for ticket in finished if self.respond(ticket)])
 
@@ -428,7 +428,7 @@ class Engine:
     def _fail_requests(self, action: FailRequests) -> None:
         job = self._job
         assert job is not None
-        error = job.error or InferenceFailed("the batch failed without saying why")
+        error = job.overtime or job.error or InferenceFailed("the batch failed without saying why")
         for request_id in action.request_ids:
             self.fail(whole_of(self._parts.pop(request_id)), "fail", error)
 

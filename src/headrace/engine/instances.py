@@ -51,6 +51,10 @@ class BatchJob(msgspec.Struct, eq=False):
     collated_ns: int = 0
     executed_ns: int = 0
     finished_ns: int = 0
+    begun_ns: int = 0
+    overtime: HeadraceError | None = None  # it took too long: what its requests were told
+    stop_ns: int = 0  # when it has to be over then
+    is_stuck: bool = False
 
     def run(self) -> None:
         """Collate, execute, split. Blocks; never raises."""
@@ -120,6 +124,11 @@ class InstanceThread:
             target=self._work, name=f"headrace-instance-{instance_id}", daemon=True
         )
         self._thread.start()
+
+    @property
+    def ident(self) -> int:
+        """What ``threading.get_ident`` says in it."""
+        return self._thread.ident or 0
 
     def submit(self, job: BatchJob) -> None:
         """Runs ``job`` and calls ``finished(job)`` on the loop."""

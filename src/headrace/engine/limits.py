@@ -27,6 +27,8 @@ def limits_of(served: ServedModel) -> BatchLimits:
         default_priority=config.default_priority,
         strict_slo=config.slo.strict,
         min_share=config.min_share,
+        execution_limit_ns=config.execution_timeout_ns,
+        execution_floor_ns=served.timeout_ns,
     )
 
 

@@ -8,6 +8,7 @@ serving; and nothing is loaded before there is room for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -268,15 +269,14 @@ class ModelManager:
         return served
 
     def _listen(self, served: ServedModel, copy: int) -> None:
-        """Crashes and restarts of its processes go into its history."""
+        """Crashes and restarts of its processes, and what hung, go into its history."""
+        served.notice = partial(self.histories.note, copy)
         if hasattr(served.loaded, "on_event"):
             loop = asyncio.get_running_loop()
 
             def heard(line: str) -> None:
-                try:
+                with contextlib.suppress(RuntimeError):  # the loop is closed
                     loop.call_soon_threadsafe(self.histories.note, copy, line)
-                except RuntimeError:
-                    pass  # the loop is closed: nobody reads histories any more
 
             served.loaded.on_event = heard
 
@@ -334,7 +334,8 @@ class ModelManager:
             await self._keep_costs(served)
         leaving = self._departures.cancel()
         for served in (*leaving, *standing, *self._engine.catalog.served()):
-            await asyncio.to_thread(served.loaded.unload)
+            if not served.stuck:  # else a thread is in it
+                await asyncio.to_thread(served.loaded.unload)
             self._instrument.model_unloaded(served.name, served.version)
 
     # -- newcomers on probation ----------------------------------------------------------------

@@ -81,7 +81,9 @@ class Outcomes:
         self._instrument.model_measured(model, version, instance, record)
 
     def batch(self, job: BatchJob) -> None:
-        """One batch ran."""
+        """One batch ran. One that took too long was counted when it was given up."""
+        if job.overtime is not None:
+            return
         length = job.padded_length
         served = job.served.whole or job.served
         requests = len(job.parts)

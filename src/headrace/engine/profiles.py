@@ -22,7 +22,7 @@ from headrace.engine.served import Profile
 from headrace.runtimes.base import InstanceConfig
 
 _LOG = logging.getLogger("headrace.engine")
-_FORMAT = 4
+_FORMAT = 5
 
 SHAPES_KEPT = 8
 """Of the batches that came most often; a start runs them before the model is ready."""

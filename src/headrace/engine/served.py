@@ -11,6 +11,7 @@ import numpy as np
 
 from headrace.config import ModelConfig
 from headrace.core.events import LearntCost
+from headrace.core.overtime import FLOOR_NS
 from headrace.engine.health import Health
 from headrace.engine.sequence_inputs import SequenceInputs
 from headrace.engine.signature import InputCheck, Signature, check_of
@@ -99,9 +100,11 @@ class ServedModel:
         "labels",
         "lanes",
         "loaded",
+        "look_ns",
         "metadata",
         "name",
         "nonfinite_refused",
+        "notice",
         "number",
         "on_idle",
         "output_index",
@@ -122,6 +125,7 @@ class ServedModel:
         "slots",
         "sole_output",
         "steps",
+        "stuck",
         "takes_requests",
         "task",
         "timeout_ns",
@@ -173,7 +177,10 @@ class ServedModel:
         self.signature: Signature | None = None  # where it is declared
         self.labels: dict[str, tuple[str, ...]] = {}  # of outputs, for the classification
         self.ragged: frozenset[int] = frozenset()  # inputs of any size, run without padding
+        self.stuck = 0  # executions that cannot be ended
+        self.notice: Callable[[str], None] = _unheard  # told what belongs into its history
         self.timeout_ns = int(config.queue.timeout_s * 1e9)
+        self.look_ns = config.execution_timeout_ns or FLOOR_NS  # before that no execution hangs
         self.slo_ns = config.slo.target_ns
         self.fingerprint = ""  # of its content, where answers are shared with other processes
         self.row_bytes = 0  # of all inputs, where every row has as many
@@ -185,6 +192,25 @@ class ServedModel:
         self.uniform_rows = False
         self.set_checks({s.name: check_of(i, s.datatype, s.shape) for i, s in enumerate(inputs)})
         self.output_index = {spec.name: i for i, spec in enumerate(metadata.outputs)}
+
+    @property
+    def places(self) -> int:
+        """Executions at one time."""
+        return max(1, self.loaded.concurrency)
+
+    @property
+    def unavailable(self) -> str:
+        """Why no instance of it can run anything now; "": one can."""
+        if self.stuck >= self.places:
+            return f"{self.stuck} of {self.places} instances are in executions that do not end"
+        if not getattr(self.loaded, "serving", True):
+            return "none of its processes is alive"
+        return ""
+
+    @property
+    def serving(self) -> bool:
+        """Whether an instance of it can run."""
+        return not self.unavailable
 
     def batch_begins(self, parts: Sequence[Member]) -> None:
         """A batch of it is handed to an instance."""
@@ -252,6 +278,10 @@ class ServedModel:
             config |= {"backend": "", "instance_group": []}
             config["model_transaction_policy"] = {"decoupled": self.decoupled}
         return config
+
+
+def _unheard(text: str) -> None:
+    del text
 
 
 def _triton_io(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:

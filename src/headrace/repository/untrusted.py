@@ -34,8 +34,9 @@ ALLOWED = frozenset(
 
 Left out is what selects or configures code (``runtime``, ``isolation``, the other
 ``runtime_options``, which name execution providers, paths and properties such as ``CACHE_DIR``),
-what takes from other models (``min_share``, ``residency.pinned`` and the cold-start queue), and
-what gives one tenant's answers to another (``cache.shared_between_tenants``).
+what takes from other models (``min_share``, ``residency.pinned`` and the cold-start queue), what
+keeps a hung execution (``execution_timeout``), and what gives one tenant's answers to another
+(``cache.shared_between_tenants``).
 """
 
 REFUSED_KEYS = frozenset({"task_options.tokenizer"})

@@ -98,7 +98,15 @@ class LoadedModel(Protocol):
     It blocks about as long as loading did, does not hinder ``execute`` or ``unload`` meanwhile,
     and raises nothing.
 
-    A model in child processes has two names more. ``on_event``, None until somebody sets it: is
+    An optional method ``may_be_endless()`` says whether an input may make an execution run for
+    ever: it is then never run on the event loop either. It may read a file.
+
+    An optional method ``interrupt(thread, reason)`` ends the execution that the thread of this
+    number (``threading.get_ident``) is in, as a failure, soon; it does not wait, and does nothing
+    where that thread is in none. Any thread.
+
+    A model in child processes has three names more. ``serving``: whether one of them is alive
+    and has loaded the model. ``on_event``, None until somebody sets it: is
     called with a line for each child that dies or serves again, on a thread of the model's, and
     must not wait. ``process_ids()``: the children that are alive.
     """

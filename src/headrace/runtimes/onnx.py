@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from threading import get_ident
 from typing import Any, Literal
 
 import msgspec
@@ -12,6 +14,7 @@ import numpy as np
 from headrace.errors import InferenceFailed, MissingExtra, ModelLoadError
 from headrace.runtimes.base import Artifact, InstanceConfig, ShapePolicy
 from headrace.runtimes.compiled import CompiledPlace, place_of
+from headrace.runtimes.loops import may_be_endless
 from headrace.runtimes.onnx_errors import load_hint, useful
 from headrace.runtimes.onnx_values import (
     CLASS_SCORES,
@@ -94,6 +97,7 @@ class OnnxRuntime:
         except ModelLoadError as error:
             error.details.setdefault("path", str(artifact.path))
             raise
+        model.may_be_endless = partial(may_be_endless, artifact.path)
         if place is not None:
             model.compiled = _Compiled(place, ort, artifact, options)
         return model
@@ -122,6 +126,7 @@ class OnnxModel:
         self.concurrency = concurrency
         self.shape_policy = ShapePolicy()
         self.compiled: _Compiled | None = None
+        self.may_be_endless: Callable[[], bool] = lambda: False
         self._name = name
         self._ort = ort
         self._session = session
@@ -132,9 +137,9 @@ class OnnxModel:
         self._run: Callable[..., list[Any]] = session.run
         if self._needs_conversion():
             self._run = self._run_converted
-        # Handed to every call: made anew by each call that is given none, a tenth of the
-        # time of a tiny model. ONNX Runtime only reads it.
-        self._run_options = ort.RunOptions()
+        # By thread. Made anew by each call that is given none, a tenth of the time of a tiny
+        # model; and one for all would end the runs of all when one is interrupted.
+        self._run_options: dict[int, Any] = {}
 
     def execute(self, inputs: Sequence[np.ndarray | None]) -> Sequence[np.ndarray]:
         """One ``session.run``. See :class:`headrace.runtimes.base.LoadedModel`."""
@@ -143,7 +148,8 @@ class OnnxModel:
                 feeds = {self._only_input: inputs[0]}
             else:
                 feeds = dict(zip(self._input_names, inputs, strict=True))
-            return self._run(self._output_names, feeds, self._run_options)
+            run_options = self._run_options.get(get_ident()) or self._new_run_options()
+            return self._run(self._output_names, feeds, run_options)
         except InferenceFailed:
             raise
         except Exception as error:
@@ -151,10 +157,21 @@ class OnnxModel:
                 f"model '{self._name}' failed: {useful(error)}", model=self._name
             ) from error
 
+    def interrupt(self, thread: int, _reason: str) -> None:
+        """See :class:`headrace.runtimes.base.LoadedModel`. Ends it between two operators."""
+        run_options = self._run_options.pop(thread, None)  # ended for ever: the next has its own
+        if run_options is not None:
+            run_options.terminate = True
+
+    def _new_run_options(self) -> Any:
+        made = self._run_options[get_ident()] = self._ort.RunOptions()
+        return made
+
     def unload(self) -> None:
         """Lets go of the session, which frees its memory. ``execute`` fails from now on."""
         self._run = self._run_unloaded
-        self._session = self._run_options = None
+        self._session = None
+        self._run_options = {}
         if self.compiled is not None:
             self.compiled.place.release()
 

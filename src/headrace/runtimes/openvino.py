@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from headrace.errors import InferenceFailed, MissingExtra, ModelLoadError
 from headrace.runtimes.base import Artifact, InstanceConfig, ShapePolicy
 from headrace.runtimes.compiled import CompiledPlace, place_of
+from headrace.runtimes.loops import may_be_endless
 from headrace.runtimes.openvino_errors import load_hint, useful
 from headrace.runtimes.options import read_options
 from headrace.types import DTYPE_OF, DYNAMIC, TensorSpec
@@ -103,6 +105,7 @@ class OpenVinoRuntime:
                 path=str(artifact.path),
             ) from error
         model = OpenVinoModel(library, compiled, artifact.name, config.concurrency)
+        model.may_be_endless = partial(may_be_endless, artifact.path)
         if place is not None:
             model.compiled = _Compiled(place, library, artifact, options, config)
         return model
@@ -125,6 +128,7 @@ class OpenVinoModel:
         self.concurrency = concurrency
         self.shape_policy = SHAPE_POLICY
         self.compiled: _Compiled | None = None
+        self.may_be_endless: Callable[[], bool] = lambda: False
         self._name = name
         self._wrap = library.tensor
         self._bfloat16 = library.bfloat16

@@ -207,6 +207,28 @@ def only_even_rows() -> bytes:
     return _model(nodes, [_tensor("x", "FP32", axes)], [_tensor("y", "FP32", axes)], weights)
 
 
+def endless() -> bytes:
+    """Runs for ever if an ``x`` is negative: ``x`` -> ``y``, both FP32 ``[batch, 4]`` and equal."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Identity", ["carried"], ["carried_on"]),
+        ],
+        "body",
+        [_tensor("i", "INT64", ()), _tensor("go", "BOOL", ()), _tensor("carried", "FP32", ())],
+        [_tensor("go_on", "BOOL", ()), _tensor("carried_on", "FP32", ())],
+    )
+    nodes = [
+        helper.make_node("ReduceMin", ["x"], ["least"], keepdims=0),
+        helper.make_node("Less", ["least", "zero"], ["hang"]),
+        helper.make_node("Loop", ["", "hang", "zero"], ["last"], body=body),
+        helper.make_node("Add", ["x", "last"], ["y"]),
+    ]
+    axes = ("batch", 4)
+    zero = numpy_helper.from_array(np.array(0, np.float32), "zero")
+    return _model(nodes, [_tensor("x", "FP32", axes)], [_tensor("y", "FP32", axes)], [zero])
+
+
 def _model(
     nodes: Sequence[Any],
     inputs: Sequence[Any],

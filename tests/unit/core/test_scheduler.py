@@ -13,6 +13,7 @@ from headrace.core.actions import (
     RejectRequest,
 )
 from headrace.core.events import (
+    BatchAbandoned,
     BatchCompleted,
     BatchFailed,
     BatchLimits,
@@ -261,3 +262,13 @@ def test_statistics_are_a_snapshot(driver):
     assert (before.models[1].rejected, before.models[1].completed) == (2, 0)
     assert (after.models[1].waiting, after.models[1].completed) == (0, 2)
     assert before.models[1].oldest_arrival_ns == 1_000
+
+
+def test_a_batch_that_is_abandoned_fails_at_once_and_keeps_its_instance(driver):
+    driver.model(max_rows=2)
+    driver.instances(0)
+    driver.arrive(driver.request(), driver.request(), driver.request())
+
+    assert [FailRequests(1, (1, 2))] == driver.send(BatchAbandoned(1))
+    assert driver.scheduler.statistics().models[1].failed == 2
+    assert [ExecuteBatch(2, 0, 1, (3,), 1)] == driver.send(BatchCompleted(1))

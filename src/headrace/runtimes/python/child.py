@@ -87,6 +87,9 @@ class Child:
         """How it ended, once ``died`` is set."""
         self.broken = False
         """True once it was killed: it may still be dying, and is of no more use."""
+        self.taken_by = 0
+        """The thread that has it; see ``pool``."""
+        self._killed_for = ""
         self._oom_kills = machine.oom_kills()
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as handed_over:
             here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -165,9 +168,10 @@ class Child:
         """Interrupts what it is doing. Counts only after :meth:`hang_up`; see the worker."""
         self._signal(signal.SIGTERM)
 
-    def kill(self) -> None:
+    def kill(self, reason: str = "") -> None:
         """Ends it now. Harmless where it has ended already, as long as it is not closed."""
         self.broken = True
+        self._killed_for = self._killed_for or reason
         self._signal(signal.SIGKILL)
 
     def reap(self) -> str:
@@ -239,7 +243,7 @@ class Child:
         if code != -signal.SIGKILL:
             return f"was killed by signal {-code} ({signal.strsignal(-code)})"
         if self.broken:
-            return "had to be killed"
+            return f"was killed: {self._killed_for}" if self._killed_for else "had to be killed"
         before, now = self._oom_kills, machine.oom_kills()
         if before is None or now is None:
             return "was killed by SIGKILL (out of memory, or by hand)"

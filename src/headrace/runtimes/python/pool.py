@@ -33,6 +33,19 @@ class Pool:
         self._next_start_s = math.inf
         self._closed = False
 
+    @property
+    def serving(self) -> bool:
+        """Whether a child is alive that has loaded the model."""
+        with self._changed:
+            return any(not child.broken for child in (*self._idle, *self._lent))
+
+    def interrupt(self, thread: int, reason: str) -> None:
+        """Kills the child that this thread has taken; nothing where it has none."""
+        with self._changed:
+            for child in self._lent:
+                if child.taken_by == thread:
+                    child.kill(reason)
+
     def take(self, place: int | None = None) -> Child:
         """An idle child, the one used last, or that of ``place``; give it back with :meth:`put`.
 
@@ -56,6 +69,7 @@ class Pool:
                 self._changed.wait(give_up_s - now_s)
             self._idle.remove(child)
             self._lent.add(child)
+            child.taken_by = threading.get_ident()
             return child
 
     def put(self, child: Child) -> None:

@@ -55,6 +55,15 @@ class InProcesses:
         finally:
             self._pool.put(child)
 
+    @property
+    def serving(self) -> bool:
+        """See :class:`headrace.runtimes.base.LoadedModel`."""
+        return self._pool.serving
+
+    def interrupt(self, thread: int, reason: str) -> None:
+        """See :class:`headrace.runtimes.base.LoadedModel`. Ends the child."""
+        self._pool.interrupt(thread, reason)
+
     def process_ids(self) -> tuple[int, ...]:
         """The children alive now, so that their memory can be read from ``/proc``."""
         return self._supervisor.process_ids()

@@ -83,6 +83,11 @@ class ThreadModel:
         finally:
             self._idle.put(predictor)
 
+    @staticmethod
+    def may_be_endless() -> bool:
+        """See :class:`headrace.runtimes.base.LoadedModel`: nothing is known about the code."""
+        return True
+
     def instance(self, index: int) -> PinnedThread:
         """One object; see :class:`headrace.runtimes.base.PinnedModel`."""
         return PinnedThread(self, partial(self._run, self._predictors[index]))

@@ -103,6 +103,15 @@ class TritonModel:
                 )
             return found
 
+    @property
+    def serving(self) -> bool:
+        """See :class:`headrace.runtimes.base.LoadedModel`."""
+        return self._pool.serving
+
+    def interrupt(self, thread: int, reason: str) -> None:
+        """See :class:`headrace.runtimes.base.LoadedModel`. Ends the child."""
+        self._pool.interrupt(thread, reason)
+
     def process_ids(self) -> tuple[int, ...]:
         """The children alive now; see :class:`headrace.runtimes.base.LoadedModel`."""
         return self._supervisor.process_ids()
