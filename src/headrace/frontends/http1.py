@@ -21,6 +21,7 @@ from headrace.frontends import refusals
 from headrace.frontends.decompress import decompress_later
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.heads import Head
+from headrace.frontends.http2.frames import PREFACE
 from headrace.frontends.lane import NEVER, Lane
 from headrace.frontends.peer import Peer, peer_of
 from headrace.frontends.reader import IDLE, IN_BODY, IN_HEAD, RequestReader
@@ -43,10 +44,14 @@ _LINGER_S = 2.0
 """After a refusal the rest of what the client sends is read and dropped for so long: closing
 with unread bytes would reset the connection and take the answer with it."""
 
-_HEAD_END = b"\r\n\r\n"
+_TURN_REQUESTS = 128
+"""Requests of one connection that are taken in one turn of the loop: some 10 ms of the smallest,
+after which other connections have their turn."""
 
-_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-"""RFC 9113 section 3.4: what HTTP/2 with prior knowledge, or after ALPN, begins with."""
+_SLICE_REQUESTS = 4
+"""What a slice without a request counts as: a body in chunks of one byte costs as much."""
+
+_HEAD_END = b"\r\n\r\n"
 
 _NO_HEAD = Head(b"", b"", {}, [])
 """Of a request that never became one."""
@@ -74,6 +79,10 @@ class Connection(asyncio.Protocol):
         self._misses = 0
         self._last_head: Head | None = None  # of those remembered, the one that came last here
         self._last_raw_head = b""
+        self._unread = b""  # requests that wait for another turn, or for answers
+        self._position = 0  # in it
+        self._turn_left = _TURN_REQUESTS
+        self._turn_scheduled = False
         self._reading = True
         self._resumed: asyncio.Future[None] | None = None  # set while the client reads too slowly
         self._unsent_bytes = 0  # when last looked at
@@ -98,6 +107,7 @@ class Connection(asyncio.Protocol):
         exchanges = tuple(self._exchanges)
         self._exchanges.clear()
         self._postponed.clear()
+        self._unread = b""
         for exchange in exchanges:
             if exchange.cancel is not None:
                 exchange.cancel()
@@ -108,17 +118,24 @@ class Connection(asyncio.Protocol):
         """Bytes of one request, of a part of it, or of several."""
         if self._ending:
             return
-        lane = self._lane
-        lane.counters.received_bytes += len(data)
-        reader = self._reader
+        self._lane.counters.received_bytes += len(data)
+        if self._unread:
+            self._unread = self._unread[self._position :] + data
+            self._position = 0
+            return
+        self._turn_left = _TURN_REQUESTS
+        self._read(data, 0)
+
+    def _read(self, data: bytes, position: int) -> None:
+        lane, reader, size = self._lane, self._reader, len(data)
         while reader.state is IDLE:
             # Between two requests: is this one whole, and is its head an old acquaintance?
             head = self._last_head
-            if head is not None and data.startswith(self._last_raw_head):
-                end = len(self._last_raw_head)
+            if head is not None and data.startswith(self._last_raw_head, position):
+                end = position + len(self._last_raw_head)
             else:
-                end = data.find(_HEAD_END) + 4
-                raw_head = data[:end]
+                end = data.find(_HEAD_END, position) + 4
+                raw_head = data[position:end]
                 head = lane.heads.get(raw_head)
                 if head is None:
                     if self._misses < _MISSES_MAX:
@@ -127,25 +144,60 @@ class Connection(asyncio.Protocol):
                     break
                 self._last_head, self._last_raw_head = head, raw_head
             self._misses = 0
-            rest = len(data) - end - head.length
-            if rest:
-                if rest < 0:
-                    break
-                body = data[end : end + head.length]
-                data = data[end + head.length :]
-                if not self._accept(head, body):
-                    return
-                continue
-            self._accept(head, data[end:])
-            return
-        self._parse(data)
+            next_one = end + head.length
+            if next_one > size:
+                break
+            position = next_one
+            if not self._accept(head, data[end:position]) or position == size:
+                return
+            if self._turn_left <= 0 or len(self._exchanges) >= self._limits.max_pipelined:
+                self._wait_with(data, position)
+                return
+        self._parse(data, position)
 
-    def _parse(self, data: bytes) -> None:
-        if self._preface is not None and (data := self._sniff(data)) == b"":
+    def _wait_with(self, data: bytes, position: int) -> None:
+        """Keeps the rest of a read for another turn, or until some of its requests are answered."""
+        self._unread, self._position = data, position
+        self._pause_reading()
+        self._schedule_turn()
+
+    def _schedule_turn(self) -> None:
+        full = len(self._exchanges) >= self._limits.max_pipelined
+        if not (full or self._turn_scheduled or self._resumed is not None):
+            self._turn_scheduled = True
+            self._lane.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._turn_scheduled = False
+        if self._ending or self.closed or self._resumed is not None:
             return
+        data, self._unread = self._unread, b""
+        self._turn_left = _TURN_REQUESTS
+        self._read(data, self._position)
+        if not (self._unread or self._ending):
+            self._after_answer()
+
+    def _feed(self, data: bytes, position: int) -> Refusal | None:
+        """Gives the parser slices, as many as the turn allows; what is wrong with them, if any."""
+        reader, size = self._reader, len(data)
+        while position < size and not self._ending:
+            if self._turn_left <= 0 or len(self._exchanges) >= self._limits.max_pipelined:
+                self._wait_with(data, position)
+                return None
+            self._turn_left -= _SLICE_REQUESTS
+            begin, position = position, position + reader.slice_bytes
+            if (refusal := reader.feed(data[begin:position])) is not None:
+                return refusal
+        return None
+
+    def _parse(self, data: bytes, position: int) -> None:
+        if self._preface is not None:
+            data, position = self._sniff(data[position:]), 0
+            if not data:
+                return
         reader = self._reader
         try:
-            refusal = reader.feed(data)
+            refusal = self._feed(data, position)
         except Exception:  # noqa: BLE001 - a mistake of ours must not reach the event loop
             _LOG.exception("reading a request failed")
             self._transport.abort()
@@ -166,7 +218,7 @@ class Connection(asyncio.Protocol):
         """The first bytes of a connection, once they are HTTP/1; b"" if they are (or may yet
         be) HTTP/2's, which is then somebody else's business.
         """
-        lane, preface = self._lane, _HTTP2_PREFACE
+        lane, preface = self._lane, PREFACE
         first = (self._preface or b"") + data
         begins = first.startswith(preface) or preface.startswith(first)
         if lane.http2 is None or not begins or self._last_head is not None:
@@ -216,6 +268,7 @@ class Connection(asyncio.Protocol):
         exchange = Exchange(self, head, body, _now_ns(), head.keep_alive)
         exchanges = self._exchanges
         exchanges.append(exchange)
+        self._turn_left -= 1
         self.deadline_s = NEVER
         if not head.keep_alive:
             self._ending = True
@@ -267,7 +320,7 @@ class Connection(asyncio.Protocol):
         """The status line and headers of an answer."""
         lane = self._lane
         lane.counters.responses[code // 100] += 1
-        if lane.draining and self._reader.state is IDLE and self._is_last(exchange):
+        if lane.draining and self._is_last(exchange):
             exchange.keep_alive = False
             self._ending = True
         connection = b""
@@ -328,11 +381,12 @@ class Connection(asyncio.Protocol):
             return
         if self._postponed:
             self._start_postponed()
-        if self._resumed is None and len(self._exchanges) < self._limits.max_pipelined:
+        if self._unread:
+            self._schedule_turn()
+        elif self._resumed is None and len(self._exchanges) < self._limits.max_pipelined:
             self._resume_reading()
-        if not self._exchanges and (
-            self._ending or (self._lane.draining and self._reader.state is IDLE)
-        ):
+        done = self._lane.draining and self._reader.state is IDLE and not self._unread
+        if not self._exchanges and (self._ending or done):
             self._close()
         else:
             self._set_deadline()
@@ -352,13 +406,15 @@ class Connection(asyncio.Protocol):
         self._starting = False
 
     def _is_last(self, exchange: Exchange) -> bool:
-        return bool(self._exchanges) and self._exchanges[-1] is exchange
+        """Whether nothing of a further request has come."""
+        idle = self._reader.state is IDLE and not self._unread
+        return idle and bool(self._exchanges) and self._exchanges[-1] is exchange
 
     # -- the connection's own life -----------------------------------------------------------
 
     def close_if_idle(self) -> None:
         """Closes unless a request is under way; then it closes after the answer."""
-        if not self._exchanges and self._reader.state is IDLE:
+        if not self._exchanges and self._reader.state is IDLE and not self._unread:
             self._close()
 
     def abort(self) -> None:

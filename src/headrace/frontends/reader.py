@@ -25,6 +25,11 @@ _PIECES_MAX = 1024
 objects."""
 
 
+_SLICE_BYTES = 2048
+"""The parser cannot be stopped between two requests, so what may hold several is given to it in
+slices, of a hundred requests at most."""
+
+
 class _Refused(Exception):
     """Leaves the parser from inside one of its callbacks."""
 
@@ -77,6 +82,14 @@ class RequestReader:
             and b"expect" in head.headers
             and not head.http_1_0
         )
+
+    @property
+    def slice_bytes(self) -> int:
+        """How many bytes to feed at once: the rest of a body of known length, or a slice."""
+        head = self._head
+        if self.state is not IN_BODY or head is None:
+            return _SLICE_BYTES
+        return max(_SLICE_BYTES, head.length - self._body_bytes)
 
     @property
     def is_head_request(self) -> bool:

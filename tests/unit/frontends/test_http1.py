@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import weakref
+from itertools import pairwise
 
 import pytest
 
@@ -225,6 +226,57 @@ def test_thousands_pipelined_and_answered_at_once_need_no_deep_stack(bench: Benc
     assert client.answer().body == b"one more"
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["known heads", "new heads"])
+def test_a_burst_takes_turns_with_others(bench: Bench, known: bool) -> None:
+    client = bench.connect()
+    client.send(GET)
+    heads = [GET if known else b"GET /%d HTTP/1.1\r\n" % n + HOST + b"\r\n" for n in range(2000)]
+    taken = [1]
+
+    def others() -> None:
+        taken.append(len(bench.exchanges))
+        if len(bench.exchanges) < 2001:
+            bench.loop.call_soon(others)
+
+    bench.loop.call_soon(others)
+    client.transport.receive(b"".join(heads))
+    assert not client.transport.reading, "nothing more is read meanwhile"
+    bench.loop.run_ready()
+    assert max(after - before for before, after in pairwise(taken)) < 256
+    assert len(client.answers()) == 2001
+    assert client.transport.reading
+
+
+def test_only_as_many_are_read_as_may_be_under_way(slow: Bench) -> None:
+    client = slow.connect()
+    client.send(GET)
+    slow.exchanges[0].respond_json(b"")
+    client.send(GET * 5000)
+    assert len(client.connection._exchanges) == 16
+    slow.reply = echo
+    for exchange in slow.exchanges[1:]:
+        exchange.respond_json(b"")
+    slow.loop.run_ready()
+    assert len(client.answers()) == 5001
+
+
+def test_a_body_in_chunks_of_one_byte_takes_turns_with_others(bench: Bench) -> None:
+    client = bench.connect()
+    sent = b"POST /x HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
+    client.transport.receive(sent + b"1\r\na\r\n" * 40_000 + b"0\r\n\r\n")
+    assert not bench.exchanges
+    bench.loop.run_ready()
+    assert client.answer().body == b"a" * 40_000
+
+
+def test_a_refusal_after_a_burst_is_read(bench: Bench) -> None:
+    client = bench.connect()
+    client.send(GET * 1000 + b"NONSENSE\r\n\r\n" + GET * 1000)
+    assert [answer.status for answer in client.answers()] == [200] * 1000 + [400]
+    assert client.transport.eof_sent
+    assert not client.transport.closing, "the rest is read before the connection ends"
+
+
 def test_thousands_postponed_need_no_deep_stack(slow: Bench) -> None:
     client = slow.connect()
     client.send(GET * 5000)
@@ -232,6 +284,7 @@ def test_thousands_postponed_need_no_deep_stack(slow: Bench) -> None:
     slow.reply = echo
     for exchange in slow.exchanges[:16]:
         exchange.respond_json(b"")
+    slow.loop.run_ready()
     assert len(client.answers()) == 5000
 
 

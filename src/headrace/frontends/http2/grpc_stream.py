@@ -20,7 +20,7 @@ from headrace.frontends.http2 import frames
 from headrace.frontends.http2.blocks import Pieces
 from headrace.frontends.http2.faults import StreamFault
 from headrace.frontends.http2.grpc_head import ACCEPTS, ANSWER, OK, GrpcMeaning, status_fields
-from headrace.frontends.http2.streams import Sender, Stream
+from headrace.frontends.http2.streams import MESSAGE_UNITS, Sender, Stream
 from headrace.frontends.peer import Peer
 from headrace.frontends.refusals import BODY_TOO_LARGE, Refusal
 
@@ -216,7 +216,7 @@ class GrpcStream(Stream):
             piece = parts.whole()
         compressed = self._prefix[0] != 0
         self._need, self._prefix = -1, b""
-        self.machine.turn_left -= 1
+        self.machine.turn_left -= MESSAGE_UNITS
         self._arrived(piece, compressed=compressed)
         return position
 

@@ -36,8 +36,11 @@ _USEFUL_BYTES = 1024
 """A frame that the client's window made smaller is of no use."""
 
 TURN_UNITS = 256
-"""Frames, and messages of streams, that one connection is served in one turn of the loop: some
-10 ms of requests, after which other connections have their turn. Ordinary reads have fewer."""
+"""What one connection is served in one turn of the loop: some 10 ms of requests, after which other
+connections have their turn. Ordinary reads have less. A frame is one unit."""
+
+MESSAGE_UNITS = 2
+"""A message that shares its frame with others is a request, and a unary one takes two frames."""
 
 _FORGOTTEN_MAX = 1024
 """Streams remembered after we ended them first: what the client sent before it knew is ignored."""
