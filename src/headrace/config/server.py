@@ -56,6 +56,11 @@ class SharedCacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     url: str = ""
     """``redis://host:6379/0``, ``rediss://`` or ``unix:///path``. "": there is none."""
 
+    key_file: str = ""
+    """File with at least 16 random bytes, the same for all servers: kept answers are authenticated
+    with it (HMAC), so that others who can write to the cache cannot choose what is answered. "":
+    the password of ``url`` is used; without either, only ``unix:`` is accepted."""
+
     timeout_s: Annotated[float, Meta(gt=0, le=10)] = 0.02
     """Of one look. What takes longer counts as not there: the model is not much slower."""
 

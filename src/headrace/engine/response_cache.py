@@ -19,6 +19,7 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -31,7 +32,7 @@ from headrace.engine.served import Intake, ServedModel
 from headrace.engine.shared_cache import SharedTier
 from headrace.errors import HeadraceError, ModelError
 from headrace.telemetry.instruments import RequestRecord
-from headrace.types import InferenceRequest, InferenceResponse, Tensor
+from headrace.types import DYNAMIC, InferenceRequest, InferenceResponse, Tensor, TensorSpec
 
 _LOG = logging.getLogger("headrace.engine")
 
@@ -304,7 +305,7 @@ class ResponseCache:
     async def _asked(
         self, ticket: Ticket, key: bytes, flight: _Flight, then: Intake, shared: SharedTier
     ) -> None:
-        found = await shared.get(shared_key(ticket))
+        found = await shared.get(shared_key(ticket), partial(_could_answer, ticket))
         if ticket.done:
             return
         if found is None:
@@ -400,6 +401,35 @@ def _wanted(request: InferenceRequest) -> list[tuple[str, int]] | None:
 def _parameters(request: InferenceRequest) -> list[tuple[str, str]]:
     said = request.parameters or {}
     return sorted((name, repr(said[name])) for name in said.keys() - _HOW_NOT_WHAT)
+
+
+def _could_answer(ticket: Ticket, response: InferenceResponse) -> bool:
+    """Whether the model could answer this: what another process kept is not taken on trust."""
+    served = ticket.served
+    if (response.model_name, response.model_version) != (served.name, served.version):
+        return False
+    specs = {spec.name: spec for spec in served.metadata.outputs}
+    wanted = _wanted(ticket.request) or [(name, 0) for name in specs]
+    if sorted(tensor.name for tensor in response.outputs) != sorted(name for name, _ in wanted):
+        return False
+    classes = dict(wanted)
+    rows = ticket.rows if served.rows_sent else None
+    return all(
+        tensor.datatype == "BYTES"
+        if classes[tensor.name]
+        else tensor.name in specs and _is_of(tensor, specs[tensor.name], rows)
+        for tensor in response.outputs
+    )
+
+
+def _is_of(tensor: Tensor, spec: TensorSpec, rows: int | None) -> bool:
+    shape = tuple(tensor.shape)
+    return (
+        tensor.datatype == spec.datatype
+        and len(shape) == len(spec.shape)
+        and all(said in {DYNAMIC, size} for said, size in zip(spec.shape, shape, strict=True))
+        and (rows is None or shape[:1] == (rows,))
+    )
 
 
 def _copy_of(response: InferenceResponse) -> InferenceResponse:

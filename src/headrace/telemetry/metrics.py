@@ -255,7 +255,7 @@ class Metrics(Instrument):
             counters.cache_miss_counts[bucket] += 1
 
     def shared_cache_asked(self, how: str) -> None:
-        """The shared cache was asked: "hit", "miss" or "error"."""
+        """The shared cache was asked: "hit", "miss", "refused" or "error"."""
         self._caches["shared", "", how] += 1
 
     def semantic_cache_asked(self, model: str, how: str) -> None:

@@ -179,7 +179,7 @@ def _write_caches(page: Exposition, snapshot: Snapshot) -> None:
         "counter",
         "Looks into the cache that servers share, by what it said.",
     )
-    for result in ("hit", "miss", "error"):
+    for result in ("hit", "miss", "refused", "error"):
         count = counts.get(("shared", "", result), 0)
         page.sample("headrace_shared_cache_requests_total", labels(result=result), count)
     models = sorted({each.model for each in snapshot.caches if each.kind == "semantic"})

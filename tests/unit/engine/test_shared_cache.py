@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import subprocess
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.config import CacheConfig, SharedCacheConfig
+from headrace.engine import shared_cache
 from headrace.engine.engine import Engine
 from headrace.engine.shared_cache import SharedTier, decoded, encoded
 from headrace.errors import ConfigError
@@ -23,6 +26,8 @@ from .assembled import assemble, publish
 from .test_response_cache import x
 
 SECOND_NS = 1_000_000_000
+SECRET = b"sixteen bytes or more"
+KEY = b"k" * 32
 
 
 def response(array, datatype="FP32") -> InferenceResponse:
@@ -40,7 +45,7 @@ def response(array, datatype="FP32") -> InferenceResponse:
     ],
 )
 def test_what_goes_out_comes_back(array, datatype):
-    back = decoded(encoded(response(array, datatype)))
+    back = decoded(encoded(response(array, datatype), SECRET, KEY), SECRET, KEY)
 
     assert back is not None
     (tensor,) = back.outputs
@@ -51,15 +56,15 @@ def test_what_goes_out_comes_back(array, datatype):
 
 @given(st.binary(max_size=200))
 def test_rubbish_is_not_there(value):
-    assert decoded(value) is None
+    assert decoded(value, SECRET, KEY) is None
 
 
 @given(st.integers(0, 100), st.integers(1, 255))
 def test_a_damaged_value_is_not_there(at, flipped):
-    value = bytearray(encoded(response(np.ones((1, 4), np.float32))))
+    value = bytearray(encoded(response(np.ones((1, 4), np.float32)), SECRET, KEY))
     value[at % len(value)] ^= flipped
 
-    assert decoded(bytes(value)) is None
+    assert decoded(bytes(value), SECRET, KEY) is None
 
 
 class Redis:
@@ -215,7 +220,73 @@ async def test_what_it_holds_may_be_rubbish(two, redis):
     await client.aclose()
 
     assert await second.infer(1, 2, 3, 4) == [[2, 4, 6, 8]]
-    assert second.told == ["miss"]
+    assert second.told == ["refused"]
+
+
+@pytest.mark.parametrize(
+    ("secret", "outputs"),
+    [
+        (b"another secret", [Tensor("y", "FP32", (1, 4), np.zeros((1, 4), np.float32))]),
+        (SECRET, [Tensor("y", "INT32", (1, 4), np.zeros((1, 4), np.int32))]),
+        (SECRET, [Tensor("y", "FP32", (1, 5), np.zeros((1, 5), np.float32))]),
+        (SECRET, [Tensor("y", "FP32", (2, 4), np.zeros((2, 4), np.float32))]),
+        (SECRET, [Tensor("z", "FP32", (1, 4), np.zeros((1, 4), np.float32))]),
+        (SECRET, []),
+    ],
+)
+async def test_what_the_model_could_not_have_answered_is_a_miss(redis, tmp_path, secret, outputs):
+    from redis.asyncio import Redis as Client
+
+    (tmp_path / "key").write_bytes(SECRET)
+    server = Server(redis.url, key_file=str(tmp_path / "key"))
+    served = server.serve()
+    asked: list[bytes] = []
+    name = server.tier._name
+    server.tier._name = lambda key: asked.append(key) or name(key)
+    await server.infer(1, 2, 3, 4)
+    await written(server)
+    poison = InferenceResponse(served.name, served.version, "", outputs)
+    client = Client.from_url(redis.url)
+    await client.set(name(asked[0]), encoded(poison, secret, asked[0]))
+    await client.aclose()
+    other = Server(redis.url, key_file=str(tmp_path / "key"))
+    other.serve()
+
+    assert await other.infer(1, 2, 3, 4) == [[2, 4, 6, 8]]
+    assert other.told == ["refused"]
+    await server.close()
+    await other.close()
+
+
+def test_a_value_counts_for_its_own_key_alone():
+    value = encoded(response(np.ones((1, 4), np.float32)), SECRET, KEY)
+    assert decoded(value, SECRET, b"l" * 32) is None
+
+
+def test_a_list_of_bytes_is_no_number():
+    kept = shared_cache._Kept("y", "FP32", (1,), [b"a"])
+    body = msgspec.msgpack.encode(shared_cache._Value("m", "1", [kept]))
+    value = b"hrc2" + shared_cache._sum(SECRET, KEY, body) + body
+    assert decoded(value, SECRET, KEY) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "refused"),
+    [
+        ("redis://127.0.0.1:1/0", None, True),
+        ("redis://:secret@127.0.0.1:1/0", None, False),
+        ("redis://127.0.0.1:1/0", b"x" * 32, False),
+        ("redis://127.0.0.1:1/0", b"short", True),
+        ("unix:///nowhere", None, False),
+    ],
+)
+def test_answers_are_authenticated(tmp_path, url, key, refused):
+    pytest.importorskip("redis", reason="the extra redis is not installed")
+    file = tmp_path / "key"
+    file.write_bytes(key or b"")
+    config = SharedCacheConfig(url=url, key_file=str(file) if key else "")
+    with pytest.raises(ConfigError) if refused else contextlib.nullcontext():
+        SharedTier(config, lambda: 0)
 
 
 async def test_when_it_is_gone_every_request_is_answered_and_it_is_left_alone(two, redis, caplog):
