@@ -61,6 +61,14 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--force", action="store_true", help="replace what an earlier pull put there"
     )
+    parser.add_argument(
+        "--redirect-host",
+        dest="redirect_hosts",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="an address may redirect to this host too; can be repeated",
+    )
     parser.set_defaults(func=run)
 
 
@@ -88,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         files=args.files,
         sha256=args.sha256,
         force=args.force,
+        redirect_hosts=args.redirect_hosts,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
     _tell(result, out)

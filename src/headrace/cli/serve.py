@@ -285,7 +285,12 @@ def _places(args: argparse.Namespace, config: Config) -> tuple[list[Path], Fetch
         return [Path(path) for path in args.models], None
     from headrace.repository.mirrors import Mirrors  # and with it an HTTP client
 
-    mirrors = Mirrors(args.models, cache_folder(config, os.environ), config.store_cache_bytes)
+    mirrors = Mirrors(
+        args.models,
+        cache_folder(config, os.environ),
+        config.store_cache_bytes,
+        config.store_redirect_hosts,
+    )
     mirrors.fetch(first=True)
     return mirrors.paths, mirrors.fetch
 

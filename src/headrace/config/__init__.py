@@ -82,6 +82,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     store_cache_bytes: Positive = 64 * GIB
     """That the models of one store (``s3://``, ``https://``) may take in ``cache_dir``."""
 
+    store_redirect_hosts: tuple[str, ...] = ()
+    """Hosts that a store (``https://``) may redirect to, beside its own, such as its CDN; ``*``:
+    any. Others are refused: a store could lead the server to addresses that it alone can reach."""
+
     compiled_cache_bytes: int = COMPILED_CACHE_BYTES
     """That compiled models may take in ``cache_dir``; those used least recently go. 0 = none
     are kept."""

@@ -35,16 +35,24 @@ class Mirrors:
         given: files, folders and stores, as a person typed them.
         cache_dir: of this server.
         max_bytes: of each mirror.
+        redirect_hosts: that web servers may redirect to, beside themselves.
 
     Raises:
         StoreError: something looks like a store and is none.
     """
 
-    def __init__(self, given: Sequence[str], cache_dir: Path, max_bytes: int) -> None:
+    def __init__(
+        self,
+        given: Sequence[str],
+        cache_dir: Path,
+        max_bytes: int,
+        redirect_hosts: Sequence[str] = (),
+    ) -> None:
         self.paths: list[Path] = []
         """What is to be served, in the order in which it was given."""
         self.mirrors: list[Mirror] = []
         self._max_bytes = max_bytes
+        self._redirect_hosts = redirect_hosts
         for each in given:
             spec = parse_store(each)
             if spec is None:
@@ -63,7 +71,11 @@ class Mirrors:
         for mirror in self.mirrors:
             try:
                 result = sync(
-                    mirror.spec, mirror.folder, max_bytes=self._max_bytes, progress=_LOG.debug
+                    mirror.spec,
+                    mirror.folder,
+                    max_bytes=self._max_bytes,
+                    redirect_hosts=self._redirect_hosts,
+                    progress=_LOG.debug,
                 )
             except PullError as error:
                 if first and not _holds_something(mirror.folder):

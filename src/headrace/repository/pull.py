@@ -54,6 +54,7 @@ def pull(
     files: Sequence[str] = (),
     sha256: str | Sequence[str] = (),
     force: bool = False,
+    redirect_hosts: Sequence[str] = (),
     progress: Callable[[str], None] = _say_nothing,
 ) -> PullResult:
     """Fetches a model and makes a folder of it.
@@ -64,6 +65,7 @@ def pull(
         out: the folder to make. It must not exist, be empty, or hold the very same model.
         files: patterns of the files wanted; none takes what looks like model data.
         sha256: expected digests: ``HEX`` of the download, ``FILE=HEX`` of a file in it.
+        redirect_hosts: hosts that an address may redirect to, beside its own.
         force: replaces a folder that an earlier pull made.
         progress: is told, in a line each, what is being done.
 
@@ -85,7 +87,9 @@ def pull(
     with staging(out) as stage:
         progress(f"fetching {source.label}")
         (stage / "download").mkdir()
-        fetched = _fetch(source, stage / "download", has_digest=bool(expected.archive))
+        fetched = _fetch(
+            source, stage / "download", redirect_hosts, has_digest=bool(expected.archive)
+        )
         archive = _digest(fetched, expected)
         if there is not None and not force:
             if there.archive.sha256 == archive.sha256:
@@ -134,13 +138,15 @@ def _already_there(out: Path, there: Provenance, expected: Expected) -> PullResu
     return PullResult(folder=out, provenance=there, already_there=True)
 
 
-def _fetch(source: Source, folder: Path, *, has_digest: bool) -> Fetched:
+def _fetch(
+    source: Source, folder: Path, redirect_hosts: Sequence[str], *, has_digest: bool
+) -> Fetched:
     if source.kind == "pypi":
         return fetch_pypi(source, folder)
     if source.kind == "npm":
         return fetch_npm(source, folder)
     if source.kind == "url":
-        return fetch_url(source, folder, has_digest=has_digest)
+        return fetch_url(source, folder, has_digest=has_digest, redirect_hosts=redirect_hosts)
     return fetch_file(source)
 
 

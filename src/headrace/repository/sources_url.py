@@ -10,11 +10,13 @@ import http.client
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import IO
 
 from headrace.errors import PullError
 from headrace.repository.expected import CHUNK_BYTES
+from headrace.repository.outbound import Outbound, paced
 from headrace.repository.sniff import HEAD_BYTES, describe_bytes
 from headrace.repository.sources import Fetched, Source
 
@@ -24,13 +26,16 @@ TIMEOUT_S = 30.0
 MAX_DOWNLOAD_BYTES = 64 * 1024**3
 
 
-def fetch_url(source: Source, folder: Path, *, has_digest: bool) -> Fetched:
+def fetch_url(
+    source: Source, folder: Path, *, has_digest: bool, redirect_hosts: Sequence[str] = ()
+) -> Fetched:
     """Downloads the file into ``folder``.
 
     Args:
         source: of kind ``url``.
         folder: where it goes, under the last part of the address.
         has_digest: whether the bytes will be checked, which is what makes http acceptable.
+        redirect_hosts: see :class:`~headrace.repository.outbound.Outbound`.
 
     Raises:
         PullError: not https, unreachable, refused, cut off, a web page instead of a file, or
@@ -43,10 +48,10 @@ def fetch_url(source: Source, folder: Path, *, has_digest: bool) -> Fetched:
             f"{source.label} is not https",
             hint="use https, or say what you expect with --sha256",
         )
-    opener = urllib.request.build_opener(NoDowngrade())
+    outbound = Outbound(redirect_hosts=redirect_hosts, timeout_s=TIMEOUT_S)
     request = urllib.request.Request(source.name, headers={"User-Agent": "headrace-pull"})  # noqa: S310 - parse_source admits http and https only
     try:
-        with opener.open(request, timeout=TIMEOUT_S) as response:
+        with outbound.open(request) as response:
             _receive(response, folder / name, source.label)
     except urllib.error.HTTPError as error:
         raise PullError(f"{source.label} answered {error.code} {error.reason}") from None
@@ -75,33 +80,18 @@ def fetch_file(source: Source) -> Fetched:
     return Fetched(path=path, name=path.name)
 
 
-class NoDowngrade(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but never from https to something weaker."""
-
-    def redirect_request(  # noqa: PLR0917 - the base class's signature
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        """The request to follow with; raises PullError where it would be a weaker one."""
-        if req.type == "https" and urllib.parse.urlsplit(newurl).scheme != "https":
-            raise PullError(f"{req.host} redirects from https to something weaker")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
 def _receive(response: http.client.HTTPResponse, path: Path, label: str) -> None:
-    head = response.read(HEAD_BYTES)
+    chunks = paced(iter(partial(response.read1, CHUNK_BYTES), b""), label)
+    head = b""
+    while len(head) < HEAD_BYTES and (chunk := next(chunks, b"")):
+        head += chunk
     if describe_bytes(head) == "a web page":
         raise PullError(f"{label} answered with a web page, not a file", hint="a login, perhaps")
     declared = response.headers.get("Content-Length", "")
     received = len(head)
     with path.open("xb") as file:
         file.write(head)
-        while chunk := response.read(CHUNK_BYTES):
+        for chunk in chunks:
             received += len(chunk)
             if received > MAX_DOWNLOAD_BYTES:
                 raise PullError(f"{label} is larger than {MAX_DOWNLOAD_BYTES:,} bytes")

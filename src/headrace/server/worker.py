@@ -57,7 +57,12 @@ async def _run(seat: Seat, spec: WorkerSpec) -> int:
     try:
         server = spec.config.server
         cache_dir = cache_folder(spec.config, os.environ)
-        mirrors = Mirrors(spec.paths, cache_dir, spec.config.store_cache_bytes)
+        mirrors = Mirrors(
+            spec.paths,
+            cache_dir,
+            spec.config.store_cache_bytes,
+            spec.config.store_redirect_hosts,
+        )
         paths = mirrors.paths
         found = scan(paths, config=spec.config, name=spec.name)
         listeners = ports.bind(server)

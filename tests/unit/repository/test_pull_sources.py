@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import urllib.request
-from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,6 @@ import pytest
 from headrace.errors import PullError
 from headrace.repository.expected import Expected
 from headrace.repository.sources import parse_source
-from headrace.repository.sources_url import NoDowngrade
 
 A, B = "a" * 64, "b" * 64
 
@@ -113,14 +109,3 @@ def test_wrong_digests_show_both() -> None:
 def test_a_digest_must_fit_one_file(files: dict[str, str]) -> None:
     with pytest.raises(PullError, match="fits"):
         Expected((f"m={A}",)).check_files(files)
-
-
-def test_redirects_never_leave_https() -> None:
-    handler = NoDowngrade()
-    request = urllib.request.Request("https://h.example/a")
-    answer = io.BytesIO(), 302, "Found", Message()
-    with pytest.raises(PullError, match="something weaker"):
-        handler.redirect_request(request, *answer, "http://h.example/b")
-    followed = handler.redirect_request(request, *answer, "https://other.example/b")
-    assert followed is not None
-    assert followed.full_url == "https://other.example/b"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, TypeVar
 
 from headrace.errors import StoreError
+from headrace.repository.outbound import paced
 from headrace.repository.stores.base import (
     STOPPED,
     UNREACHABLE,
@@ -120,7 +122,9 @@ class Fetcher:
             if body.offset != digests.size:  # the store knows no ranges, or has other content
                 out.truncate(0)
                 digests.reset()
-            for chunk in body.chunks:
+            label = f"{file.path} of {self._store.label}"
+            slow = partial(StoreError, code=UNREACHABLE)
+            for chunk in paced(body.chunks, label, error=slow):
                 self._look()
                 if digests.size + len(chunk) > file.size:
                     raise StoreError(

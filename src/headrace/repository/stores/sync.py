@@ -7,6 +7,7 @@ when all of it is here and verified, and what the store no longer has goes last.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -84,14 +85,14 @@ def _go_on() -> bool:
     return False
 
 
-def open_store(spec: StoreSpec) -> Store:
+def open_store(spec: StoreSpec, redirect_hosts: Sequence[str] = ()) -> Store:
     """The store of a spec; nothing is asked yet.
 
     Raises:
         MissingExtra: it needs a package that is not installed.
         StoreError: it cannot be what the environment says.
     """
-    return S3Store(spec) if spec.kind == "s3" else WebStore(spec)
+    return S3Store(spec) if spec.kind == "s3" else WebStore(spec, redirect_hosts=redirect_hosts)
 
 
 def sync(
@@ -99,6 +100,7 @@ def sync(
     folder: Path,
     *,
     max_bytes: int,
+    redirect_hosts: Sequence[str] = (),
     progress: Progress = _say_nothing,
     stop: Stop = _go_on,
     patience: Patience | None = None,
@@ -109,6 +111,7 @@ def sync(
         spec: the store.
         folder: not there, empty, or the mirror of this store.
         max_bytes: the most that may be in ``folder``, old and new versions together.
+        redirect_hosts: that a web server may redirect to, beside itself.
         progress: is told, in a line each, what is being done.
         stop: says whether to give up; the next sync goes on where this one was.
         patience: how often to try again what may work later.
@@ -122,7 +125,7 @@ def sync(
             is no room; or every model was refused and nothing is there. What was visible in
             ``folder`` still is, and can be served.
     """
-    store = open_store(spec)
+    store = open_store(spec, redirect_hosts)
     fetcher = Fetcher(store, patience=patience or Patience(), progress=progress, stop=stop)
     with workshop(folder, spec.label, progress, stop) as shop:
         plan = make_plan(fetcher.list(), spec)

@@ -14,14 +14,15 @@ import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from http import HTTPStatus
 
 import msgspec
 
 from headrace.errors import PullError, StoreError
-from headrace.repository.sources_url import NoDowngrade
+from headrace.repository.outbound import Outbound, paced
 from headrace.repository.stores.base import (
     CHANGED,
     CHUNK_BYTES,
@@ -60,19 +61,25 @@ class WebStore:
 
     Args:
         spec: of kind ``folder`` or ``file``.
+        redirect_hosts: that it may redirect to, beside its own.
         timeout_s: of silence.
     """
 
-    def __init__(self, spec: StoreSpec, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        spec: StoreSpec,
+        *,
+        redirect_hosts: Sequence[str] = (),
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
         self.label = spec.label
         self._spec = spec
-        self._timeout_s = timeout_s
         parts = urllib.parse.urlsplit(spec.place)
         self._authorization = _basic(parts)
         host = parts.netloc.rpartition("@")[2]
         self._place = urllib.parse.urlunsplit((parts.scheme, host, parts.path, "", ""))
         self._query = f"?{parts.query}" if parts.query else ""
-        self._opener = urllib.request.build_opener(NoDowngrade())
+        self._outbound = Outbound(redirect_hosts=redirect_hosts, timeout_s=timeout_s)
 
     def list(self) -> list[RemoteFile]:
         """What ``SHA256SUMS`` lists; for a single file, that."""
@@ -80,7 +87,7 @@ class WebStore:
             name = urllib.parse.unquote(urllib.parse.urlsplit(self._place).path).rpartition("/")[2]
             return [RemoteFile(path=name, sha256=self._spec.sha256)]
         with self._answer(SUMS) as response:
-            content = response.read(MAX_SUMS_BYTES + 1)
+            content = b"".join(self._up_to(response, MAX_SUMS_BYTES + 1))
             declared = response.headers.get("Content-Length", "")
         if len(content) > MAX_SUMS_BYTES:
             raise StoreError(f"{SUMS} of {self.label} is larger than {MAX_SUMS_BYTES:,} bytes")
@@ -133,6 +140,14 @@ class WebStore:
                 return
             yield chunk
 
+    def _up_to(self, response: http.client.HTTPResponse, size: int) -> Iterator[bytes]:
+        chunks = self._chunks(response, RemoteFile(path=SUMS))
+        for chunk in paced(chunks, self.label, error=partial(StoreError, code=UNREACHABLE)):
+            size -= len(chunk)
+            yield chunk
+            if size <= 0:
+                return
+
     @contextmanager
     def _answer(
         self, path: str, headers: dict[str, str] | None = None, *, method: str = "GET"
@@ -146,12 +161,12 @@ class WebStore:
         if self._authorization:  # not sent on to where a redirect leads
             request.add_unredirected_header("Authorization", self._authorization)
         try:
-            with self._opener.open(request, timeout=self._timeout_s) as response:
+            with self._outbound.open(request) as response:
                 yield response
         except StoreError:
             raise
-        except PullError as error:  # a redirect to something weaker
-            raise StoreError(error.message, code=UNSAFE) from None
+        except PullError as error:  # a redirect or an address that is refused
+            raise StoreError(error.message, code=UNSAFE, hint=error.hint) from None
         except urllib.error.HTTPError as error:
             with error:
                 raise self._refused(path, error.code, method) from None
