@@ -24,6 +24,28 @@ of two has a chance of 2 in 2**24."""
 INFER = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
 
 
+@pytest.mark.slow
+def test_a_stopped_worker_is_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "repository" / "a" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(onnx_models.mlp(0, widths=WIDTHS))
+    env = {
+        "HEADRACE_SERVER__WORKER_TIMEOUT_S": "3",
+        "HEADRACE_CACHE_DIR": str(tmp_path / "cache"),
+        "HEADRACE_SERVER__SHARED_CACHE__URL": "redis://:a-password@127.0.0.1:9/0",
+    }
+    with serving(tmp_path / "repository", "--workers", "2", env=env) as server:
+        stopped = min(workers_of(server))
+        assert b"a-password" not in Path(f"/proc/{stopped}/cmdline").read_bytes()
+        os.kill(stopped, signal.SIGSTOP)
+        server.wait_for("hung: it was not heard of for 3 s, and was killed")
+        server.wait_for("2 of 2 workers ready")
+        assert stopped not in workers_of(server)
+        for _ in range(ASKED):
+            assert server.json("POST", "/v2/models/a/infer", INFER)[0] == 200
+        assert server.stop() == 0
+
+
 def workers_of(server: ServerProcess) -> set[int]:
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
     return set(map(int, children.read_text().split()))

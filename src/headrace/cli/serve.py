@@ -269,6 +269,8 @@ def _serve_with_workers(args: argparse.Namespace, config: Config) -> int:
             config.server.workers,
             spec.command,
             stop_timeout_s=server.drain_timeout_s + server.readiness_grace_s + 10.0,
+            worker_timeout_s=server.worker_timeout_s,
+            environment=spec.environment(),
             on_roster=on_roster,
         )
         return run_workers(supervisor)

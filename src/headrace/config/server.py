@@ -104,6 +104,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     """Processes that share the port. One is enough until the event loop is the limit."""
 
+    worker_timeout_s: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
+    """With several workers: one whose event loop has not come round for so long is killed, and
+    another takes its place. Far above what loading a model or a busy machine holds a loop up for.
+    0: none is, for a debugger."""
+
     drain_timeout_s: Seconds = 30.0
     """How long SIGTERM waits for requests in flight; Kubernetes' default grace is 30 s."""
 

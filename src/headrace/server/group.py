@@ -40,6 +40,13 @@ class Group:
         self._server = await serve_snapshot(self.seat.socket_path, self._kept.take)
         self._tasks.append(asyncio.create_task(self._kept.keep()))
         self.link.ready()
+        if self.seat.beat_s:
+            self._tasks.append(asyncio.create_task(self._beat(self.seat.beat_s)))
+
+    async def _beat(self, pause_s: float) -> None:
+        while True:
+            await asyncio.sleep(pause_s)
+            self.link.alive()
 
     def follow(self, on_orphaned: Callable[[], None]) -> None:
         """Calls ``on_orphaned`` when the supervisor is gone: nobody would ever stop us."""

@@ -3,6 +3,7 @@
 ::
 
     worker      -> Ready               it listens; count it in
+    worker      -> Alive               its event loop comes round; every ``Seat.beat_s``
     worker      -> Failed(message)     it cannot start, and why; its exit follows
     supervisor  -> Roster              how many of us are ready, on every change
     either side ends                   the other sees the end of the stream
@@ -14,6 +15,7 @@ worker whose supervisor is gone must leave: nobody would restart it, count it or
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -32,7 +34,8 @@ class Seat(msgspec.Struct, frozen=True):
 
     ``generation`` counts the starts of this place: 0 for the first worker in it, and a
     later one inherits what :attr:`snapshot_path` holds. ``channel_fd`` is an open file
-    descriptor of the worker. Travels as JSON on the worker's command line.
+    descriptor of the worker. ``beat_s``: how often it says that it is alive; 0: never. Travels as
+    JSON on the worker's command line.
     """
 
     index: int
@@ -40,6 +43,7 @@ class Seat(msgspec.Struct, frozen=True):
     run_dir: str
     channel_fd: int
     generation: int = 0
+    beat_s: float = 0.0
 
     @property
     def socket_path(self) -> Path:
@@ -84,6 +88,10 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The worker listens and its models are loaded."""
 
 
+class Alive(msgspec.Struct, frozen=True, tag="alive"):
+    """The worker's event loop comes round."""
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """The worker cannot start; the fields are those of a :class:`HeadraceError`."""
 
@@ -100,11 +108,13 @@ class Roster(msgspec.Struct, frozen=True, tag="roster"):
     restarts: int
 
 
-_from_worker: msgspec.json.Decoder[Ready | Failed] = msgspec.json.Decoder(Ready | Failed)
+_from_worker: msgspec.json.Decoder[Ready | Alive | Failed] = msgspec.json.Decoder(
+    Ready | Alive | Failed
+)
 _from_supervisor: msgspec.json.Decoder[Roster] = msgspec.json.Decoder(Roster)
 
 
-def decode_worker_message(packet: bytes) -> Ready | Failed | None:
+def decode_worker_message(packet: bytes) -> Ready | Alive | Failed | None:
     """What a worker said; None where it is not a message we know (a newer worker's)."""
     try:
         return _from_worker.decode(packet)
@@ -124,6 +134,11 @@ class SupervisorLink:
     def ready(self) -> None:
         """Tells the supervisor that this worker listens and answers."""
         self._send(msgspec.json.encode(Ready()))
+
+    def alive(self) -> None:
+        """Tells the supervisor that this worker's event loop comes round."""
+        with contextlib.suppress(BlockingIOError):  # the supervisor is stopped
+            self._send(msgspec.json.encode(Alive()))
 
     def failed(self, error: BaseException) -> None:
         """Tells the supervisor why this worker will not start.

@@ -18,7 +18,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -39,6 +39,14 @@ MAX_SOCKET_PATH_BYTES = 107
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 _log = logging.getLogger("headrace.server")
+
+
+BEATS = 6
+"""A worker says so many times in ``worker_timeout_s`` that it is alive: one that is late, or one
+time that this process is, does not decide."""
+
+STACKS_S = 1.0
+"""What a worker that is to be killed has to print the stacks of its threads."""
 
 
 class Backoff(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +80,7 @@ class _Place:
         self.channel: socket.socket | None = None
         self.ready_since: float | None = None
         self.failure: Failed | None = None
+        self.unheard = 0  # times that the supervisor listened and heard nothing
         self.ends_in_a_row = 0
         self.fruitless_starts = 0  # ends in a row without having been ready
 
@@ -85,7 +94,9 @@ class Supervisor:
             ``seat.encode()`` on, so that the worker can report (``link.SupervisorLink``).
         stop_timeout_s: from SIGTERM to a worker until SIGKILL; more than the time the
             worker itself takes to drain.
+        worker_timeout_s: a worker that is not heard of for so long is killed; 0: never.
         backoff: see :class:`Backoff`.
+        environment: what workers have in theirs beside this process's.
         on_roster: called with every change of the number of ready workers.
     """
 
@@ -95,11 +106,15 @@ class Supervisor:
         command: Callable[[Seat], Sequence[str]],
         *,
         stop_timeout_s: float,
+        worker_timeout_s: float = 0.0,
         backoff: Backoff | None = None,
+        environment: Mapping[str, str] | None = None,
         on_roster: Callable[[Roster], None] | None = None,
     ) -> None:
         self._command = command
         self._stop_timeout_s = stop_timeout_s
+        self._worker_timeout_s = worker_timeout_s
+        self._environment = environment
         self._backoff = backoff or Backoff()
         self._on_roster = on_roster
         self._places = [_Place(index) for index in range(count)]
@@ -150,9 +165,11 @@ class Supervisor:
         with tempfile.TemporaryDirectory(prefix="headrace-") as self._run_dir:  # mode 0700
             _check_socket_path(self._run_dir, len(self._places))
             keepers = [asyncio.create_task(self._keep(place)) for place in self._places]
+            watching = asyncio.create_task(self._watch(self._worker_timeout_s))
             try:
                 await self._until_stopped(keepers)
             finally:
+                watching.cancel()
                 self.kill()
                 await asyncio.wait(keepers)
             for keeper in keepers:
@@ -171,6 +188,39 @@ class Supervisor:
             stopped.cancel()
         self.stop()  # where a keeper ended by an error, the rest must end too
         await asyncio.wait(keepers, timeout=self._stop_timeout_s)
+
+    async def _watch(self, timeout_s: float) -> None:
+        """Ends workers that hang.
+
+        What counts is how often this process listened in vain, and not the time that passed: where
+        it was stopped itself, or the machine slept, its workers were too.
+        """
+        while timeout_s and not self.stopping:
+            await asyncio.sleep(timeout_s / BEATS)
+            for place in self._places:
+                self._read(place)  # what came while this process was held up
+                if place.ready_since is None or place.failure is not None:
+                    continue
+                place.unheard += 1
+                if place.unheard > BEATS:
+                    self._end_hung(place, timeout_s)
+
+    def _end_hung(self, place: _Place, timeout_s: float) -> None:
+        process = place.process
+        if process is None or self.stopping:
+            return
+        place.failure = Failed(
+            f"worker {place.index} hung: it was not heard of for {timeout_s:g} s, and was killed",
+            hint="the stacks of its threads are above, unless it was stopped",
+        )
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGUSR2)  # prints the stacks; see ``server.worker``
+
+        def kill() -> None:
+            if place.process is process:
+                _kill_group(process.pid)
+
+        asyncio.get_running_loop().call_later(STACKS_S, kill)
 
     async def _keep(self, place: _Place) -> None:
         while not self._stopping.is_set():
@@ -216,19 +266,21 @@ class Supervisor:
             return self._ended(place, process.returncode)
 
     async def _start(self, place: _Place, channel_fd: int) -> asyncio.subprocess.Process:
-        place.failure = None
+        place.failure, place.unheard = None, 0
         seat = Seat(
             index=place.index,
             count=len(self._places),
             run_dir=self._run_dir,
             channel_fd=channel_fd,
             generation=place.generation,
+            beat_s=self._worker_timeout_s / BEATS,
         )
         return await asyncio.create_subprocess_exec(
             *self._command(seat),
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=[channel_fd],
             start_new_session=True,
+            env={**os.environ, **(self._environment or {})},
         )
 
     def _read(self, place: _Place) -> None:
@@ -243,6 +295,7 @@ class Supervisor:
                 asyncio.get_running_loop().remove_reader(place.channel)
                 return
             message = decode_worker_message(packet)
+            place.unheard = 0
             if isinstance(message, Failed):
                 place.failure = message
             elif isinstance(message, Ready) and place.ready_since is None:

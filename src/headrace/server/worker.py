@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -21,9 +23,15 @@ from headrace.server.link import Seat
 from headrace.server.stopping import run_until_stopped
 from headrace.telemetry import logs
 
+SPEC = "HEADRACE_WORKER_SPEC"
+"""The variable that has the :class:`WorkerSpec`."""
+
 
 class WorkerSpec(msgspec.Struct, frozen=True):
-    """What every worker is told: the same for all, as JSON on the command line.
+    """What every worker is told: the same for all, as JSON in its environment.
+
+    Not on the command line, which every user of the machine can read: the configuration may have a
+    password in it.
 
     ``config.server.port`` is the port that the supervisor reserved.
     """
@@ -37,15 +45,20 @@ class WorkerSpec(msgspec.Struct, frozen=True):
 
     def command(self, seat: Seat) -> list[str]:
         """The command line of the worker for ``seat``."""
-        spec = msgspec.json.encode(self).decode()
         # -P: the current directory may be a repository, and is no place to import from.
-        return [sys.executable, "-P", "-m", "headrace.server.worker", seat.encode(), spec]
+        return [sys.executable, "-P", "-m", "headrace.server.worker", seat.encode()]
+
+    def environment(self) -> dict[str, str]:
+        """Beside that of the supervisor."""
+        return {SPEC: msgspec.json.encode(self).decode()}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one worker to its end. The exit status is that of :func:`serve`."""
     seat = Seat.decode(arguments[0])
-    spec = msgspec.json.decode(arguments[1], type=WorkerSpec)
+    spec = msgspec.json.decode(os.environ.pop(SPEC), type=WorkerSpec)
+    # Sent by a supervisor that is about to kill a worker that hangs.
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
     logs.configure(level=spec.log_level, format=spec.log_format, access=spec.access_log)
     if spec.config.server.log_file:
         logs.log_to(spec.config.server.log_file)

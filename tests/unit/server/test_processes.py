@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import shutil
 import signal
 import stat
@@ -125,6 +126,37 @@ async def test_a_dead_worker_is_replaced_and_missed_meanwhile(log: Path) -> None
         assert await task == 0
     starts = [line for line in log.read_text().splitlines() if line.startswith("0:pid")]
     assert [line.rpartition("=")[2] for line in starts] == ["0", "1"]
+
+
+async def test_a_worker_that_hangs_is_killed_and_replaced(log: Path, caplog) -> None:
+    rosters = Rosters()
+    # The first in each place says nothing after it is ready; those after it do.
+    body = READY + "beat = seat['beat_s'] / 4 if seat['generation'] else 1e6\n"
+    body += "while True: time.sleep(beat); say(type='alive')\n"
+    command = worker(body, log)
+    supervisor = Supervisor(
+        2, command, stop_timeout_s=0, worker_timeout_s=3, backoff=QUICK, on_roster=rosters
+    )
+    async with running(supervisor):
+        await rosters.until(lambda r: r.restarts >= 2 and r.ready == 2)
+    assert "worker 0 hung: it was not heard of for 3 s, and was killed" in caplog.text
+
+
+async def test_what_is_heard_counts_and_not_the_time(log: Path) -> None:
+    """However long this process was held up: it listens before it judges."""
+    rosters = Rosters()
+    body = READY + "while True: say(type='alive'); time.sleep(0.01)\n"
+    supervisor = Supervisor(
+        1, worker(body, log), stop_timeout_s=0, worker_timeout_s=3600, on_roster=rosters
+    )
+    async with running(supervisor):
+        await rosters.until(lambda r: r.ready == 1)
+        place = supervisor._places[0]
+        place.unheard = 5
+        assert place.channel is not None
+        await asyncio.to_thread(select.select, [place.channel], [], [], 30)
+        supervisor._read(place)
+        assert place.unheard == 0
 
 
 async def test_workers_hear_how_many_are_ready(log: Path) -> None:
