@@ -19,7 +19,9 @@ from headrace.runtimes.python.native_start import native_start
 from headrace.runtimes.python.options import PythonOptions
 from headrace.runtimes.python.process import InProcesses
 
-CHILD_OPTIONS = frozenset({"start_timeout_s", "restart_delay_s", "max_shared_bytes"})
+CHILD_OPTIONS = frozenset(
+    {"start_timeout_s", "restart_delay_s", "max_shared_bytes", "max_memory_bytes", "environment"}
+)
 """``runtime_options`` that are ours here, as they are for Python models; see ``PythonOptions``.
 The runtime is given the others."""
 

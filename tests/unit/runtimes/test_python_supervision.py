@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.runtimes.python.childlog import MAX_LINE_BYTES, ChildLog
+from headrace.runtimes.python.childlog import MAX_LINE_BYTES, MAX_LINES, ChildLog
 from headrace.runtimes.python.supervisor import HEALTHY_S, MAX_RESTART_DELAY_S, Backoff
 
 
@@ -54,6 +55,40 @@ def test_a_line_without_an_end_is_broken(pipe, capsys):
     assert capsys.readouterr().err == 2 * broken
     log.close()
     assert capsys.readouterr().err == "[m] x\n"
+
+
+def test_what_is_printed_is_one_line_and_controls_no_terminal(pipe, capsys):
+    log, write = pipe
+    os.write(write, "ends\r\n\x1b[2J\rINFO fine\tü\x85\u2028x\n".encode())
+    log.forward()
+    assert capsys.readouterr().err == ("[m] ends\n[m] \\x1b[2J\\x0dINFO fine\tü\\x85\\u2028x\n")
+    log.close()
+
+
+def test_a_flood_is_cut_for_a_minute(capsys):
+    read, write = os.pipe()
+    now = [0.0]
+    log = ChildLog(read, "m", lambda: now[0])
+
+    def say(count: int) -> list[str]:
+        for number in range(count):
+            os.write(write, b"%d\n" % number)
+        while log.forward() and select.select([log], [], [], 0)[0]:
+            pass
+        return capsys.readouterr().err.splitlines()
+
+    assert len(say(MAX_LINES)) == MAX_LINES
+    told = f"[m] more than {MAX_LINES} lines in a minute: the next are dropped"
+    assert say(500) == [told]
+    assert say(500) == []
+    now[0] = 60.0
+    assert say(2) == ["[m] 1000 lines dropped", "[m] 0", "[m] 1"]
+    say(MAX_LINES + 98)
+    log.close()
+    last = capsys.readouterr().err.splitlines()
+    assert last[0] == "[m] 100 lines dropped; the last of them:"
+    assert last[-1] == f"[m] {MAX_LINES + 97}"
+    os.close(write)
 
 
 def test_nothing_there_is_not_the_end():

@@ -23,6 +23,7 @@ import numpy as np
 
 from headrace import machine
 from headrace.errors import InferenceFailed, InstanceDied, ModelLoadError
+from headrace.runtimes.python.confine import environment_for
 from headrace.runtimes.python.messages import (
     Call,
     Channel,
@@ -268,7 +269,7 @@ def _spawn(
         "batches": segments[0],
         "answers": segments[1],
     }
-    environment = dict(os.environ)
+    environment = environment_for(os.environ, spec.options.environment)
     environment.update(dict.fromkeys(_THREAD_VARIABLES, str(spec.threads)))
     # So that it finds what this process found, wherever that came from.
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)

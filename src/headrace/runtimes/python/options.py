@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from headrace.errors import ModelLoadError
-from headrace.limits import MIB, Positive, Seconds
+from headrace.limits import MIB, NotNegative, Positive, Seconds
 
 
 class TensorOption(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,6 +49,14 @@ class PythonOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_shared_bytes: Positive = 1024 * MIB
     """Largest batch, and largest answer, in shared memory. A mistake in a shape should end
     one batch and not the machine."""
+
+    max_memory_bytes: NotNegative = 0
+    """Private memory of one child; what it allocates beyond fails there (``MemoryError``). 0: no
+    limit of its own."""
+
+    environment: tuple[str, ...] = ()
+    """Names of environment variables that children are given although they look like a secret, or
+    are settings of the server: ``["HF_TOKEN"]``."""
 
 
 def isolation_of(options: Mapping[str, Any], wanted: str) -> str:

@@ -31,6 +31,7 @@ from functools import partial
 from headrace.errors import InferenceFailed, ModelLoadError
 from headrace.runtimes.python.child import Child, ChildSpec
 from headrace.runtimes.python.childlog import ChildLog
+from headrace.runtimes.python.confine import hidden_names
 from headrace.runtimes.python.messages import Channel, Disconnected, Started
 from headrace.runtimes.python.pool import Pool
 
@@ -127,6 +128,14 @@ class Supervisor:
             ModelLoadError: one could not; nothing is left running.
         """
         self._thread.start()
+        hidden = hidden_names(os.environ, self._spec.options.environment)
+        secrets = sorted(name for name in hidden if not name.startswith("HEADRACE_"))
+        if secrets:
+            _log.info(
+                "model %s: its processes are not given %s: see runtime_options.environment",
+                self._spec.model,
+                ", ".join(secrets),
+            )
         try:
             return self._loaded.result()
         except BaseException:

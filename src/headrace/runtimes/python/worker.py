@@ -29,6 +29,7 @@ import msgspec
 import numpy as np
 
 from headrace.errors import HeadraceError, InferenceFailed, ModelLoadError
+from headrace.runtimes.python.confine import confine, limit_memory
 from headrace.runtimes.python.hints import HintError
 from headrace.runtimes.python.messages import (
     MAX_TEXT,
@@ -62,6 +63,7 @@ def main() -> None:
     """Runs one child; returns when the server has hung up."""
     arguments = msgspec.json.decode(sys.argv[2], type=ChildArguments)
     _die_with(arguments.server_pid)
+    confine()
     channel = Channel(socket.socket(fileno=arguments.control), ToChild)
     _keep_from_children(arguments)
     _only_stop_when_told(channel)
@@ -71,6 +73,7 @@ def main() -> None:
     try:
         start = channel.receive()
         if isinstance(start, Start):
+            limit_memory(start.options.max_memory_bytes)
             _serve(channel, start, arguments)
     except Disconnected:
         pass  # the server stopped; there is nobody left to tell
