@@ -42,8 +42,8 @@ class Catalog:
         try:
             return self._routes[name, version]
         except KeyError:
-            error = self._missing(name, version)
-        raise error
+            # Not through a variable: this frame and the error would hold one another.
+            raise self._missing(name, version) from None
 
     def metadata(self, name: str, version: str = "") -> ModelMetadata:
         """The public signature; without a version, all that are ready are named.

@@ -61,7 +61,7 @@ from headrace.engine.streams import Streams
 from headrace.engine.tenants import Tenants
 from headrace.engine.validate import check_inputs, rows_of
 from headrace.engine.wakeup import Wakeup
-from headrace.errors import HeadraceError, InferenceFailed
+from headrace.errors import HeadraceError, InferenceFailed, detached
 from headrace.telemetry.instruments import Instrument
 from headrace.types import InferenceRequest, InferenceResponse
 
@@ -108,8 +108,7 @@ class Engine:
         self._job: BatchJob | None = None  # the batch that the current event is about
         self._driving = False
         self._next_request_id = self._next_model = 1
-        self._tickets = 0
-        self._draining = False
+        self._tickets, self._draining = 0, False
         self._idle = asyncio.Event()
         self._idle.set()
         self._wakeup = Wakeup(self._loop, self._now_ns, lambda: self._drive(TimerFired()))
@@ -192,6 +191,8 @@ class Engine:
         except asyncio.CancelledError:
             self.cancel(ticket)
             raise
+        finally:
+            del reply, ticket  # or this frame and the error would hold one another
 
     def cancel(self, ticket: Ticket) -> None:
         """Nobody wants the answer any more: what waits is removed, what runs is dropped.
@@ -441,7 +442,7 @@ class Engine:
         self._outcomes.ended(ticket, outcome, error.code)
         self._withdraw(parts)
         try:
-            ticket.reply.fail(error)
+            ticket.reply.fail(detached(error))
         except Exception:  # noqa: BLE001 - one broken connection must not stop the others
             _LOG.exception("a reply could not be delivered")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from headrace.engine.lobby import Waiting
-from headrace.errors import HeadraceError, InferenceFailed, ModelAbsent, ModelNotFound
+from headrace.errors import HeadraceError, InferenceFailed, ModelAbsent, ModelNotFound, detached
 from headrace.runtimes.host import HostReply, Measurement
 from headrace.types import InferenceRequest
 
@@ -69,7 +69,7 @@ class _Called:
         try:
             self._submit(request, reply)
         except HeadraceError as error:
-            reply.fail(error)
+            reply.fail(detached(error))
         except Exception as error:  # noqa: BLE001 - or the model would wait for ever
             _LOG.exception("a call of a model to %s failed", request.model_name)
             reply.fail(InferenceFailed(f"the call failed: {type(error).__name__}: {error}"))

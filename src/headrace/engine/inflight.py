@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from headrace.engine.served import ServedModel
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, detached
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import InferenceRequest, InferenceResponse
 
@@ -146,4 +146,4 @@ class FutureReply:
     def fail(self, error: HeadraceError) -> None:
         """Raises where it is awaited."""
         if not self.future.done():
-            self.future.set_exception(error)
+            self.future.set_exception(detached(error))

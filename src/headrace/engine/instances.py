@@ -20,7 +20,7 @@ from headrace.engine.apart import run_apart
 from headrace.engine.collate import collate, split
 from headrace.engine.inflight import Member, Ticket
 from headrace.engine.served import ServedModel
-from headrace.errors import HeadraceError, InferenceFailed
+from headrace.errors import HeadraceError, InferenceFailed, detached
 from headrace.runtimes.base import Emitted
 
 _LOG = logging.getLogger("headrace.engine")
@@ -82,7 +82,7 @@ class BatchJob(msgspec.Struct, eq=False):
             else:
                 self.pieces = [list(outputs)]
         except HeadraceError as error:
-            self.error = error
+            self.error = detached(error)
         except Exception as error:  # noqa: BLE001 - whatever a model raises must not end the server
             _LOG.exception("model %s raised", served.name)
             self.error = InferenceFailed(

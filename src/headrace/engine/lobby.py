@@ -20,6 +20,7 @@ from headrace.errors import (
     ModelLoadError,
     ModelNotReady,
     Overloaded,
+    detached,
 )
 from headrace.lifetimes import ResidencyConfig
 from headrace.types import InferenceRequest
@@ -182,7 +183,7 @@ def _end(guest: _Guest) -> bool:
 
 def _told(error: Exception) -> HeadraceError:
     if isinstance(error, HeadraceError):
-        return error
+        return detached(error)
     return ModelLoadError(f"{type(error).__name__}: {error}")
 
 

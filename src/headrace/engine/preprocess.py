@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from headrace.engine.inflight import Ticket
-from headrace.errors import HeadraceError, InferenceFailed
+from headrace.errors import HeadraceError, InferenceFailed, detached
 from headrace.tasks.base import Prepared
 
 _LOG = logging.getLogger("headrace.engine")
@@ -71,7 +71,7 @@ def _prepare(ticket: Ticket) -> Prepared | HeadraceError:
     try:
         return task.prepare(ticket.request)
     except HeadraceError as error:
-        return error
+        return detached(error)
     except Exception as error:  # noqa: BLE001 - one odd input must not end the server
         _LOG.exception("task %s of model %s raised", task.kind, ticket.served.name)
         return InferenceFailed(

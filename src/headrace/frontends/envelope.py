@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from headrace.errors import detached
 from headrace.frontends.status import (
     http_status,
     openai_body,
@@ -52,6 +53,7 @@ class Envelope:
 
 def error_response(request: Request, error: Exception) -> Response:
     """The status, shape and ``Retry-After`` that belong to the error and the route."""
+    error = detached(error)
     retry_after = retry_after_header(error)
     body = openai_error_body(error) if _is_openai(request) else v2_error_body(error)
     return Response(

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import msgspec
 
+from headrace.errors import detached
 from headrace.frontends import status
 from headrace.frontends.heads import Head
 from headrace.frontends.peer import Peer
@@ -81,6 +82,7 @@ class Exchange(msgspec.Struct, eq=False):
         body_of: Callable[[BaseException], bytes] = status.v2_error_body,
     ) -> None:
         """The error in a protocol's shape, with Retry-After where it may help."""
+        error = detached(error)
         retry_after = status.retry_after_header(error)
         headers = [] if retry_after is None else [(b"retry-after", retry_after.encode())]
         self.respond(status.http_status(error), body_of(error), headers=headers)

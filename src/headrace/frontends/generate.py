@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from headrace.clock import MonotonicClock
 from headrace.engine.engine import Engine
-from headrace.errors import HeadraceError, InvalidRequest, Overloaded
+from headrace.errors import HeadraceError, InvalidRequest, Overloaded, detached
 from headrace.frontends.codecs import generate
 from headrace.frontends.exchange import Exchange, head_of
 from headrace.frontends.status import v2_error_body
@@ -140,7 +140,7 @@ class _Stream:
         exchange = self._exchange
         exchange.cancel = None
         if self._begun:
-            self._add(b"data: " + v2_error_body(error) + b"\n\n", last=True)
+            self._add(b"data: " + v2_error_body(detached(error)) + b"\n\n", last=True)
         else:
             exchange.respond_error(error)
 
@@ -148,7 +148,7 @@ class _Stream:
         try:
             body = generate.encode_response(response)
         except HeadraceError as error:
-            body = v2_error_body(error)
+            body = v2_error_body(detached(error))
         return b"data: " + body + b"\n\n"
 
     def _add(self, event: bytes, *, last: bool = False) -> None:

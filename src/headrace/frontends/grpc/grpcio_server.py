@@ -14,7 +14,7 @@ from typing import Any
 
 from headrace.clock import MonotonicClock
 from headrace.config import ServerConfig
-from headrace.errors import AddressInUse, HeadraceError, MissingExtra
+from headrace.errors import AddressInUse, HeadraceError, MissingExtra, detached
 from headrace.frontends import status
 from headrace.frontends.grpc.call import Incoming, Metadata, Method, Methods
 from headrace.frontends.peer import Peer, peer_of_grpcio
@@ -150,7 +150,7 @@ class _Call:
             self.answers.put_nowait(_END)
 
     def fail(self, error: BaseException) -> None:
-        self.end(*status.grpc_answer(error))
+        self.end(*status.grpc_answer(detached(error)))
 
     def pause_reading(self) -> None:
         self.may_read.clear()
@@ -216,6 +216,7 @@ def _unary(method: Method) -> Callable[[bytes, Any], Any]:
     async def answer(message: bytes, context: Any) -> bytes:
         call = _Call(context)
         _begin(call, method, message)
+        del message  # grpcio raises in ``tell``, and keeps what it raised with this frame
         found = await call.next()
         await call.tell(context)
         return found or b""
@@ -227,6 +228,7 @@ def _unary_stream(method: Method) -> Callable[[bytes, Any], AsyncIterator[bytes]
     async def answer(message: bytes, context: Any) -> AsyncIterator[bytes]:
         call = _Call(context)
         _begin(call, method, message)
+        del message
         while (found := await call.next()) is not _END:
             yield found
         await call.tell(context)

@@ -15,7 +15,7 @@ from headrace.engine.endings import shutting_down
 from headrace.engine.engine import Engine
 from headrace.engine.inflight import Ticket
 from headrace.engine.lobby import Waiting
-from headrace.errors import HeadraceError, ModelAbsent, Overloaded
+from headrace.errors import HeadraceError, ModelAbsent, Overloaded, detached
 from headrace.frontends import status
 from headrace.frontends.codecs.v2_proto import RequestDecoder, ResponseEncoder, varint
 from headrace.frontends.grpc.call import Call, Incoming, LongCalls
@@ -238,9 +238,9 @@ class _Stream:
     def told(self, error: Exception, request: InferenceRequest | None) -> bytes | Exception:
         """The error as a message; the bare dialect has none: there it ends the call."""
         if self._bare:
-            return error
+            return detached(error)
         message = protos.message("inference.ModelStreamInferResponse")()
-        message.error_message = status.grpc_answer(error)[1]
+        message.error_message = status.grpc_answer(detached(error))[1]
         if request is not None:
             message.infer_response.id = request.id
         encoded: bytes = message.SerializeToString()

@@ -12,7 +12,7 @@ from urllib.parse import quote_from_bytes
 
 import msgspec
 
-from headrace.errors import HeadraceError, InvalidRequest, Unsupported
+from headrace.errors import HeadraceError, InvalidRequest, Unsupported, detached
 from headrace.frontends.grpc.call import Metadata, Method, Methods
 from headrace.frontends.http2.fields import Fields, literal, status_block
 
@@ -70,7 +70,7 @@ def grpc_meaning(fields: Fields, methods: Methods) -> GrpcMeaning | None:
                 f"unknown method {fields.path.decode('latin-1')}", code="unknown_method"
             )
     except HeadraceError as error:
-        meaning.error = error
+        meaning.error = detached(error)
     return meaning
 
 

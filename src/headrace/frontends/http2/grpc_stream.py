@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 from headrace.clock import MonotonicClock
-from headrace.errors import HeadraceError, InvalidRequest, PayloadTooLarge, Unsupported
+from headrace.errors import HeadraceError, InvalidRequest, PayloadTooLarge, Unsupported, detached
 from headrace.frontends import status
 from headrace.frontends.decompress import decompress
 from headrace.frontends.grpc.call import Incoming, Metadata
@@ -409,7 +409,7 @@ class GrpcStream(Stream):
 
     def fail(self, error: BaseException) -> None:
         """See ``Call``."""
-        code, text, trailers = status.grpc_answer(error)
+        code, text, trailers = status.grpc_answer(detached(error))
         self._end(code, text, trailers, status.http_status(error) // 100)
 
     def _end(self, code: int, text: str, trailers: Metadata, counted_as: int) -> None:
