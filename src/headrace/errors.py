@@ -32,7 +32,9 @@ classes to HTTP (and later gRPC) codes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
+
+_Error = TypeVar("_Error", bound=BaseException)
 
 
 class HeadraceError(Exception):
@@ -220,3 +222,38 @@ class AddressInUse(OperatorError):
     """The address to listen on is taken by another process."""
 
     default_code = "address_in_use"
+
+
+def detached(error: _Error) -> _Error:
+    """The same error without its traceback, cause and context.
+
+    A traceback holds frames, and frames hold whole payloads: of whoever raised the error and of
+    all that called it. Where one of their variables holds the error, only the garbage collector
+    frees them, and it runs rarely. So call this where an error is stored, answered, or passed to
+    another thread; log it before.
+    """
+    left: list[BaseException] = [error]
+    while left:
+        each = left.pop()
+        left += [more for more in (each.__cause__, each.__context__) if more is not None]
+        each.__traceback__ = each.__cause__ = each.__context__ = None
+    return error
+
+
+def counts_against_model(error: BaseException) -> bool:
+    """Whether a failed execution says something about the model: the caller's mistakes do not."""
+    return not isinstance(error, RequestError)
+
+
+def kind_of(error: HeadraceError) -> str:
+    """Names the nearest class of this module, for another process; see :func:`kind_named`."""
+    return next(each.__name__ for each in type(error).__mro__ if each.__module__ == __name__)
+
+
+def kind_named(name: str) -> type[HeadraceError]:
+    """What an execution in another process failed with: the caller's kinds, or the model's."""
+    return _CALLERS.get(name, InferenceFailed)
+
+
+_KINDS: list[type[HeadraceError]] = [RequestError, *RequestError.__subclasses__()]
+_CALLERS = {each.__name__: each for each in _KINDS}

@@ -8,7 +8,7 @@ from headrace.engine.classify import classified
 from headrace.engine.inflight import Ticket, whole_of
 from headrace.engine.instances import BatchJob
 from headrace.engine.served import ServedModel
-from headrace.errors import CapacityError, HeadraceError
+from headrace.errors import CapacityError, HeadraceError, counts_against_model
 from headrace.runtimes.host import Measurement
 from headrace.tasks.base import Item, Task
 from headrace.telemetry.instruments import BatchRecord, Instrument, RequestRecord, SeriesRecord
@@ -89,9 +89,10 @@ class Outcomes:
         requests = len(job.parts)
         # Of a batch that failed together each is run again by itself, and counted then.
         if job.error is None or requests == 1 or served.takes_requests:
+            failed, refused = failed_of(job)
             served.health.batch(
-                requests,
-                failed_of(job),
+                requests - refused,
+                failed,
                 job.finished_ns - whole_of(job.parts[0]).arrived_ns,
                 job.finished_ns,
             )
@@ -112,13 +113,15 @@ class Outcomes:
         )
 
 
-def failed_of(job: BatchJob) -> int:
-    """How many of its requests the model failed."""
+def failed_of(job: BatchJob) -> tuple[int, int]:
+    """How many of its requests failed by the model's fault, and how many by their callers'."""
+    errors: Sequence[HeadraceError] = ()
     if job.error is not None:
-        return len(job.parts)
-    if not job.served.takes_requests:
-        return 0
-    return sum([isinstance(piece, HeadraceError) for piece in job.pieces])
+        errors = [job.error] * len(job.parts)
+    elif job.served.takes_requests:
+        errors = [piece for piece in job.pieces if isinstance(piece, HeadraceError)]
+    failed = sum([counts_against_model(error) for error in errors])
+    return failed, len(errors) - failed
 
 
 def response_of(ticket: Ticket) -> InferenceResponse:

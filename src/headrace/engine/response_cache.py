@@ -30,7 +30,7 @@ from headrace.engine.inflight import Reply, Ticket
 from headrace.engine.outcomes import Outcomes
 from headrace.engine.served import Intake, ServedModel
 from headrace.engine.shared_cache import SharedTier
-from headrace.errors import HeadraceError, ModelError
+from headrace.errors import HeadraceError, ModelError, RequestError
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import DYNAMIC, InferenceRequest, InferenceResponse, Tensor, TensorSpec
 
@@ -271,8 +271,8 @@ class ResponseCache:
         if flight.landed or flight.leader is not leader:
             return
         self._looked_up(leader, flight.lookup_ns, hit=False)
-        # A model's error is about what was asked; that somebody left, or ran out of time, is not.
-        failed = isinstance(flight.error, ModelError)
+        # These are about what was asked; that somebody left, or ran out of time, is not.
+        failed = isinstance(flight.error, ModelError | RequestError)
         flight.failures = flight.failures + 1 if failed else 0
         error, flight.error = flight.error, None
         while flight.followers:

@@ -15,7 +15,7 @@ from headrace.core.overtime import FLOOR_NS
 from headrace.engine.health import Health
 from headrace.engine.sequence_inputs import SequenceInputs
 from headrace.engine.signature import InputCheck, Signature, check_of
-from headrace.errors import HeadraceError, InstanceDied
+from headrace.errors import HeadraceError, InstanceDied, RequestError
 from headrace.runtimes.base import LoadedModel
 from headrace.tasks.base import Task
 from headrace.types import DTYPE_OF, DYNAMIC, ModelMetadata, Tensor, TensorSpec
@@ -220,6 +220,8 @@ class ServedModel:
 
     def batch_failed(self, parts: Sequence[Member], error: HeadraceError) -> bool:
         """A batch of it failed: whether its requests may be run again, one by one."""
+        if isinstance(error, RequestError):
+            return True  # found before the model ran: the request at fault fails alone
         kept = self.sequences is not None and self.sequences.failed(self, parts, error)
         # A model that is given requests may have answered some, or asked other models for them.
         return not (kept or self.takes_requests or isinstance(error, InstanceDied))

@@ -127,6 +127,8 @@ class LoadedModel(Protocol):
             One array for each of ``self.outputs``, same order, owned by the caller.
 
         Raises:
+            RequestError: the inputs are the caller's mistake, found before the model ran. It does
+                not count against the model, and others of the batch are run again.
             InferenceFailed: the model refused or failed; it can be called again.
             InstanceDied: the process that held it is gone; it may be coming back.
         """

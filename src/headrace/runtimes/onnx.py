@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from headrace.errors import InferenceFailed, MissingExtra, ModelLoadError
+from headrace.errors import HeadraceError, InferenceFailed, MissingExtra, ModelLoadError
 from headrace.runtimes.base import Artifact, InstanceConfig, ShapePolicy
 from headrace.runtimes.compiled import CompiledPlace, place_of
 from headrace.runtimes.loops import may_be_endless
@@ -150,7 +150,7 @@ class OnnxModel:
                 feeds = dict(zip(self._input_names, inputs, strict=True))
             run_options = self._run_options.get(get_ident()) or self._new_run_options()
             return self._run(self._output_names, feeds, run_options)
-        except InferenceFailed:
+        except HeadraceError:
             raise
         except Exception as error:
             raise InferenceFailed(

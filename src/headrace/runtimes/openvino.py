@@ -13,7 +13,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from headrace.errors import InferenceFailed, MissingExtra, ModelLoadError
+from headrace.errors import (
+    HeadraceError,
+    InferenceFailed,
+    InvalidRequest,
+    MissingExtra,
+    ModelLoadError,
+)
 from headrace.runtimes.base import Artifact, InstanceConfig, ShapePolicy
 from headrace.runtimes.compiled import CompiledPlace, place_of
 from headrace.runtimes.loops import may_be_endless
@@ -146,7 +152,7 @@ class OpenVinoModel:
         request = self._idle.get()
         try:
             return self._infer(request, inputs)
-        except InferenceFailed:
+        except HeadraceError:
             raise
         except Exception as error:
             raise InferenceFailed(
@@ -397,7 +403,7 @@ def _check_int32(array: np.ndarray | None, name: str) -> None:
         return
     low, high = int(array.min()), int(array.max())
     if low < _INT32.min or high > _INT32.max:
-        raise InferenceFailed(
+        raise InvalidRequest(
             f"input '{name}' holds {low if low < _INT32.min else high}: OpenVINO computes INT64 "
             "as INT32",
             hint='set runtime = "onnxruntime" for this model',

@@ -32,7 +32,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from headrace.errors import InferenceFailed
+from headrace.errors import HeadraceError, InferenceFailed
 from headrace.types import DTYPE_OF
 
 SEGMENTS = 3
@@ -135,12 +135,20 @@ class TensorWriter:
     Args:
         descriptors: from :func:`create_segments`, in the same order on both sides.
         max_bytes: largest segment; a parcel above it is refused.
+        too_large: the error of that refusal, by whose tensors these are.
     """
 
-    def __init__(self, descriptors: Sequence[int], *, max_bytes: int) -> None:
+    def __init__(
+        self,
+        descriptors: Sequence[int],
+        *,
+        max_bytes: int,
+        too_large: type[HeadraceError] = InferenceFailed,
+    ) -> None:
         self._segments = [_Segment(descriptor) for descriptor in descriptors]
         self._last: list[_Written | None] = [None] * len(descriptors)
         self._max_bytes = max_bytes
+        self._too_large = too_large
 
     def write(self, segment: int, arrays: Sequence[np.ndarray | None]) -> Parcel:
         """Copies ``arrays`` into ``segment``, which the reader named.
@@ -150,7 +158,8 @@ class TensorWriter:
             arrays: of the dtypes in ``headrace.types``; object arrays hold ``bytes``.
 
         Raises:
-            InferenceFailed: together they are larger than ``max_bytes``, or than memory.
+            InferenceFailed: together they are larger than ``max_bytes`` (where ``too_large`` is
+                no other), or than memory.
         """
         shapes = [None if array is None else (array.dtype, array.shape) for array in arrays]
         last = self._last[segment]
@@ -202,7 +211,7 @@ class TensorWriter:
 
     def _size_for(self, segment: _Segment, needed: int) -> int:
         if needed > self._max_bytes:
-            raise InferenceFailed(
+            raise self._too_large(
                 f"the tensors of one batch take {needed} bytes of shared memory, "
                 f"and max_shared_bytes is {self._max_bytes}",
                 hint="send smaller batches, or raise max_shared_bytes in runtime_options",

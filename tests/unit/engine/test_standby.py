@@ -56,6 +56,26 @@ async def test_what_was_replaced_stays_in_memory(house: House, version: str) -> 
     assert house.state(version=version) == ("READY", "")
 
 
+async def test_what_callers_do_wrong_is_neither_failed_nor_answered(house: House) -> None:
+    _, new = await with_a_newcomer(house)
+    new.compute = refusing
+    for _ in range(10):
+        await house.fail()
+    new.compute = broken
+    for _ in range(9):
+        await house.fail()
+    health = house.engine.catalog.resolve("m").health
+    assert (health.answered, health.failed) == (0, 9)  # one more decides
+    await house.fail()
+    await until(lambda: not house.manager.stands_by("m"))
+    reason = "10 of its first 10 requests failed, 0.0% of those of the version before it"
+    assert ("recall", reason) in house.events()
+
+
+def refusing(*_arrays: object) -> list:
+    raise InvalidRequest("element 0 of input 'x' is not UTF-8")
+
+
 @BOTH
 async def test_a_newcomer_that_fails_is_taken_back(house: House, version: str) -> None:
     old, new = await with_a_newcomer(house, version)

@@ -19,7 +19,13 @@ import pytest
 
 from headrace import machine
 from headrace.config import ModelConfig, TensorConfig
-from headrace.errors import ConfigError, InferenceFailed, InstanceDied, ModelLoadError
+from headrace.errors import (
+    ConfigError,
+    InferenceFailed,
+    InstanceDied,
+    ModelLoadError,
+    PayloadTooLarge,
+)
 from headrace.runtimes import registry
 from headrace.runtimes.base import Artifact, InstanceConfig, ShapePolicy
 from headrace.runtimes.isolated import IsolatedModel
@@ -172,7 +178,7 @@ def test_the_child_is_told_what_the_runtime_may_ask(gated):
 def test_what_is_said_of_its_processes_is_not_for_the_runtime(tmp_path):
     model = onnx_models.identity("FP32", ("batch", 4))
     with loaded(tmp_path, model, max_shared_bytes=4096) as small:
-        with pytest.raises(InferenceFailed, match="max_shared_bytes is 4096"):
+        with pytest.raises(PayloadTooLarge, match="max_shared_bytes is 4096"):
             small.execute([np.zeros((1024, 4), np.float32)])
         assert small.execute([np.ones((2, 4), np.float32)])[0].sum() == 8
     with pytest.raises(ModelLoadError, match="restart_delay_s") as caught:

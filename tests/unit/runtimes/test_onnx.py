@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from headrace.errors import InferenceFailed, MissingExtra, ModelLoadError
+from headrace.errors import InferenceFailed, InvalidRequest, MissingExtra, ModelLoadError
 from headrace.runtimes.base import Artifact, InstanceConfig
 from headrace.runtimes.onnx import OnnxRuntime
 from headrace.testing import onnx_models
@@ -176,7 +176,7 @@ class TestExecution:
 
     def test_text_that_is_not_utf_8_is_refused(self, tmp_path):
         model = load(tmp_path, onnx_models.identity("BYTES"))
-        with pytest.raises(InferenceFailed, match="element 2 of input 'x'"):
+        with pytest.raises(InvalidRequest, match="element 2 of input 'x'"):
             model.execute([np.array([[b"a", b"b", b"\xff", b"d"]], object)])
 
     @pytest.mark.parametrize("datatype", ["BYTES", "BF16", "FP32", "BOOL"])

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from headrace.errors import InferenceFailed, MissingExtra, ModelLoadError
+from headrace.errors import InferenceFailed, InvalidRequest, MissingExtra, ModelLoadError
 from headrace.repository.onnx_writer import Node, write_model
 from headrace.runtimes.base import Artifact, InstanceConfig
 from headrace.runtimes.openvino import OpenVinoRuntime
@@ -105,7 +105,7 @@ class TestExecution:
     @pytest.mark.parametrize("number", [2**31, -(2**31) - 1, 2**62])
     def test_what_does_not_fit_32_bits_is_refused(self, write, number):
         model = load(write(onnx_models.identity("INT64")))
-        with pytest.raises(InferenceFailed, match=str(number)):
+        with pytest.raises(InvalidRequest, match=str(number)):
             model.execute([np.array([[1, 2, number, 4]])])
         fits = np.array([[2**31 - 1, -(2**31), 0, 1]])
         assert model.execute([fits])[0].tolist() == fits.tolist()

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headrace.errors import InferenceFailed, InstanceDied, ModelLoadError
+from headrace.errors import InferenceFailed, InstanceDied, ModelLoadError, PayloadTooLarge
 from headrace.runtimes.python import child as child_module
 from headrace.runtimes.python import supervisor as supervisor_module
 from tests.unit.runtimes.python_models import Gate, load, loaded, write_model
@@ -496,7 +496,7 @@ def test_an_answer_above_the_limit_fails_alone(tmp_path):
             else:
                 with pytest.raises(InferenceFailed, match="max_shared_bytes is 4000000"):
                     model.execute([rows])
-        with pytest.raises(InferenceFailed, match="max_shared_bytes"):
+        with pytest.raises(PayloadTooLarge, match="max_shared_bytes"):
             model.execute([np.ones((300_000, 4), np.float32)])
         assert model.execute([ROWS])[0].shape == (2, 1)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.errors import InferenceFailed
+from headrace.errors import InferenceFailed, InvalidRequest
 from headrace.runtimes.python.signature import Argument, Signature
 from headrace.runtimes.python.values import rows_of, to_arguments, to_outputs
 from headrace.types import DTYPE_OF, TensorSpec
@@ -66,7 +66,7 @@ def test_an_array_is_handed_over_as_it_is_and_what_was_left_out_is_missing():
 
 
 def test_text_that_is_not_utf8_names_its_input():
-    with pytest.raises(InferenceFailed, match=r"'x' is text.*not UTF-8") as caught:
+    with pytest.raises(InvalidRequest, match=r"'x' is text.*not UTF-8") as caught:
         to_arguments([argument("BYTES", "text")], [texts(b"ok", b"\xff\xfe")])
     assert caught.value.details == {"input": "x"}
 

@@ -22,7 +22,13 @@ import msgspec
 import numpy as np
 
 from headrace import machine
-from headrace.errors import InferenceFailed, InstanceDied, ModelLoadError
+from headrace.errors import (
+    InferenceFailed,
+    InstanceDied,
+    ModelLoadError,
+    PayloadTooLarge,
+    kind_named,
+)
 from headrace.runtimes.python.confine import environment_for
 from headrace.runtimes.python.messages import (
     Call,
@@ -101,7 +107,9 @@ class Child:
             undo.callback(os.close, self.log)
             handed_over.callback(os.close, log_end)
             batches = create_segments(f"headrace-batches-{spec.model}")
-            self._writer = TensorWriter(batches, max_bytes=spec.options.max_shared_bytes)
+            self._writer = TensorWriter(
+                batches, max_bytes=spec.options.max_shared_bytes, too_large=PayloadTooLarge
+            )
             undo.callback(self._writer.close)
             answers = create_segments(f"headrace-answers-{spec.model}")
             self._reader = TensorReader(answers)
@@ -141,6 +149,7 @@ class Child:
         """Runs one batch in the child. One caller at a time.
 
         Raises:
+            RequestError: the batch is too large, or not what the model takes; it was not run.
             InferenceFailed: ``predict`` raised or returned what it must not; the child is
                 ready for the next batch.
             InstanceDied: the child is gone; so is this object's use.
@@ -159,7 +168,7 @@ class Child:
             raise
         if reply.traceback:
             _log.error("model %s: %s\n%s", self.spec.model, reply.message, reply.traceback)
-        raise InferenceFailed(reply.message, hint=reply.hint, **reply.details)
+        raise kind_named(reply.kind)(reply.message, hint=reply.hint, **reply.details)
 
     def hang_up(self) -> None:
         """Tells the child, and whoever waits for its answer, that it is over."""

@@ -91,8 +91,9 @@ class Returned(msgspec.Struct, tag=True, array_like=True, gc=False):
 
 
 class Raised(msgspec.Struct, tag=True, array_like=True, gc=False):
-    """The parts of an InferenceFailed, and where to write the next batch."""
+    """The parts of an error, and where to write the next batch. ``kind``: ``errors.kind_of``."""
 
+    kind: str
     message: str
     hint: str
     details: dict[str, Any]

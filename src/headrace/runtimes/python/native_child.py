@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from headrace.errors import HeadraceError, InferenceFailed, ModelLoadError
+from headrace.errors import HeadraceError, InferenceFailed, ModelLoadError, detached
 from headrace.runtimes import registry
 from headrace.runtimes.base import InstanceConfig
 from headrace.runtimes.python.messages import Started
@@ -53,13 +53,14 @@ class NativeModel:
         """One batch.
 
         Raises:
-            InferenceFailed: whatever the runtime raised.
+            HeadraceError: what the runtime raised on purpose.
+            InferenceFailed: whatever else it raised.
         """
         try:
             return self._model.execute(inputs)
         except HeadraceError as error:
             # Without its cause: a library's traceback helps nobody.
-            raise InferenceFailed(error.message, hint=error.hint, **error.details) from None
+            raise detached(error) from None
         except Exception as error:
             raise InferenceFailed(
                 f"model '{self._name}' failed: {error!r}", model=self._name

@@ -129,6 +129,7 @@ class Predictor:
             keeps, so copy it before the next call.
 
         Raises:
+            InvalidRequest: the arrays are not what ``predict`` takes; it was not called.
             InferenceFailed: ``predict`` raised (it is the ``__cause__``), or returned what
                 its signature does not say.
             SystemExit: ``predict`` called ``sys.exit``.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.errors import InferenceFailed
+from headrace.errors import InferenceFailed, InvalidRequest
 from headrace.runtimes.python.signature import Argument, Signature
 from headrace.types import DTYPE_OF, DYNAMIC, TensorSpec
 
@@ -27,7 +27,7 @@ def to_arguments(
     """Keyword arguments for ``predict``; an input that was left out (None) is missing.
 
     Raises:
-        InferenceFailed: text that is not UTF-8.
+        InvalidRequest: text that is not UTF-8.
     """
     keywords: dict[str, Any] = {}
     for argument, array in zip(arguments, arrays, strict=True):
@@ -71,7 +71,7 @@ def _decode(name: str, array: np.ndarray) -> Any:
     try:
         texts.reshape(-1)[:] = [element.decode() for element in array.flat]
     except UnicodeDecodeError as error:
-        raise InferenceFailed(
+        raise InvalidRequest(
             f"the input {name!r} is text, and holds bytes that are not UTF-8: {error}",
             hint="send UTF-8, or take list[bytes]",
             input=name,

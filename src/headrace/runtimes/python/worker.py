@@ -28,7 +28,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from headrace.errors import HeadraceError, InferenceFailed, ModelLoadError
+from headrace.errors import HeadraceError, InferenceFailed, ModelLoadError, kind_of
 from headrace.runtimes.python.confine import confine, limit_memory
 from headrace.runtimes.python.hints import HintError
 from headrace.runtimes.python.messages import (
@@ -140,15 +140,16 @@ def _answer(channel: Channel, model: _Model, reader: TensorReader, writer: Tenso
         # No name for the arrays: they are to be gone when the next segment is named.
         answer = writer.write(call.next_segment, model(reader.read(call.batch)))
         channel.send(Returned(answer, reader.next_segment()))
-    except InferenceFailed as error:
+    except HeadraceError as error:
         failure = _failure(error)
     else:
         return
     channel.send(Raised(*failure, reader.next_segment()))
 
 
-def _failure(error: InferenceFailed) -> tuple[str, str, dict[str, Any], str]:
-    return cut(error.message), error.hint, _plain(error.details), _traceback(error)
+def _failure(error: HeadraceError) -> tuple[str, str, str, dict[str, Any], str]:
+    told = cut(error.message), error.hint, _plain(error.details), _traceback(error)
+    return kind_of(error), *told
 
 
 def _refusal(error: HeadraceError) -> Refused:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.errors import HeadraceError, InferenceFailed
+from headrace.errors import HeadraceError, InferenceFailed, PayloadTooLarge
 from headrace.runtimes.base import Emit, Emitted, ModelRequest, Outputs
 from headrace.runtimes.host import Host, HostCalled
 from headrace.runtimes.python.child import Child
@@ -77,7 +77,7 @@ class Peer:
         self._inputs = inputs
         self._outputs = {spec.name: (i, spec) for i, spec in enumerate(outputs)}
         self._host = host
-        most = child.spec.options.max_shared_bytes
+        most = self._most_bytes = child.spec.options.max_shared_bytes
         self._line = Line(child.channel.duplicate(), ToServer, max_bytes=most)
         self._lock = threading.Lock()
         self._open: dict[int, Emit] = {}
@@ -100,6 +100,7 @@ class Peer:
             if not gone:
                 outbox = Outbox()
                 infos = [self._info(request, outbox) for request in requests]
+                self._check_size(outbox)
                 with self._turns:
                     self._line.send(Execute(infos), outbox)
                     outcome = self._read_until_executed()
@@ -129,6 +130,16 @@ class Peer:
                 return False
         self._post(Cancel(key))
         return True
+
+    def _check_size(self, outbox: Outbox) -> None:
+        if outbox.size > self._most_bytes:
+            raise PayloadTooLarge(
+                f"the tensors of one batch for model '{self._model}' take {outbox.size} bytes, and "
+                f"max_shared_bytes is {self._most_bytes}",
+                hint="send smaller requests, or raise max_shared_bytes in runtime_options",
+                limit="max_shared_bytes",
+                allowed=self._most_bytes,
+            )
 
     def _info(self, request: ModelRequest, outbox: Outbox) -> RequestInfo:
         flags = (_START if request.sequence_start else 0) | (_END if request.sequence_end else 0)
