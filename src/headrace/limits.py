@@ -15,6 +15,10 @@ Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
+LOAD_TIMEOUT_S = 1800.0
+TRIAL_TIMEOUT_S = 120.0
+"""Defaults of ``server.load_timeout_s`` and ``server.trial_timeout_s``."""
+
 METRIC_LABEL = r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*\Z"
 """A label name of Prometheus; those that begin with two underscores are its own."""
 

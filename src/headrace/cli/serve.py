@@ -236,6 +236,7 @@ def _serve_with_workers(args: argparse.Namespace, config: Config) -> int:
     from headrace.server import ports
     from headrace.server.link import Roster
     from headrace.server.processes import Supervisor, run_workers
+    from headrace.server.stopping import END_GRACE_S, end_within
     from headrace.server.worker import WorkerSpec
 
     # A mistake in the paths is told here, once, and not by every worker.
@@ -262,13 +263,15 @@ def _serve_with_workers(args: argparse.Namespace, config: Config) -> int:
             for line in _announcement(config):
                 log.info("%s", line)
 
+    stop_timeout_s = server.drain_timeout_s + server.readiness_grace_s + 10.0
+    end_within(stop_timeout_s + END_GRACE_S)
     with contextlib.ExitStack() as reserved:
         for placeholder in held:
             reserved.enter_context(placeholder)
         supervisor = Supervisor(
             config.server.workers,
             spec.command,
-            stop_timeout_s=server.drain_timeout_s + server.readiness_grace_s + 10.0,
+            stop_timeout_s=stop_timeout_s,
             worker_timeout_s=server.worker_timeout_s,
             environment=spec.environment(),
             on_roster=on_roster,

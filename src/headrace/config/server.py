@@ -9,7 +9,9 @@ from msgspec import Meta
 
 from headrace.limits import (
     GIB,
+    LOAD_TIMEOUT_S,
     MIB,
+    TRIAL_TIMEOUT_S,
     Http2Limits,
     HttpLimits,
     NotNegative,
@@ -139,6 +141,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     parallel_loads: Annotated[int, Meta(ge=1, le=64)] = 2
     """Models that are loaded at one time. Loading is bound by the disk and one core each; more at
     once only makes all of them later. With a ``memory_budget``: one, so that each is measured."""
+
+    load_timeout_s: Seconds = LOAD_TIMEOUT_S
+    """A model that is not loaded after so long is given up, and its place goes to the next. Tens of
+    gigabytes from a cold disk, compiled for a device, fit."""
+
+    trial_timeout_s: Seconds = TRIAL_TIMEOUT_S
+    """A model from a store or a load request is first opened and run in a child process, which is
+    killed after so long; see ``code_from``."""
 
     code_from: Literal["local", "anywhere", "nowhere"] = "local"
     """Which models may run code of their own, which can do whatever the server can: those in

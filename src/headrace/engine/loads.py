@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -18,11 +19,14 @@ from headrace.engine import assembly
 from headrace.engine.calibrate import calibrate
 from headrace.engine.health import Shapes
 from headrace.engine.instances import measure_hop_ns
+from headrace.engine.load_threads import LOAD_TIMEOUTS, LoadThreads, LoadTimeouts
 from headrace.engine.memory import Meter, processes_bytes
 from headrace.engine.opening import PROFILES, Opened, Openings, model_bytes, open_model
 from headrace.engine.profiles import ProfileStore, StoredProfile
 from headrace.engine.served import Profile, ServedModel
 from headrace.engine.shadow import shadow_warm
+from headrace.engine.trials import Trials
+from headrace.errors import ModelLoadError
 from headrace.repository.base import ModelSource
 from headrace.repository.folders import Mark, mark_of
 
@@ -104,6 +108,7 @@ class Loader:
         *,
         shares_answers: bool,
         memory_budget: int = 0,
+        timeouts: LoadTimeouts = LOAD_TIMEOUTS,
     ) -> None:
         self._memory_budget = memory_budget
         self._cache_dir = cache_dir
@@ -112,6 +117,8 @@ class Loader:
         self._profiles = ProfileStore(cache_dir / PROFILES)
         self._meter = Meter()
         self._hop_ns = 0
+        self._threads = LoadThreads(timeouts.load_s)
+        self._trials = Trials(timeouts.trial_s)
 
     async def load(
         self,
@@ -137,16 +144,26 @@ class Loader:
         started_ns = time.monotonic_ns()
         if openings is not None and openings.has(source):
             tell("loading")
-            opened = await openings.of(source)
-            loaded = await asyncio.to_thread(self._finish, opened, tell, before)
+            opening = partial(openings.of, source)
+            try:
+                loaded = await self._in_thread(
+                    source, lambda: self._finish(opening(), tell, before)
+                )
+            except ModelLoadError as error:
+                if error.code == "load_timeout":
+                    openings.give_up()
+                raise
         else:
-            loaded = await asyncio.to_thread(self._load, source, tell, before)
+            loaded = await self._in_thread(source, lambda: self._load(source, tell, before))
         loaded.took_ns = time.monotonic_ns() - started_ns
         loaded.source = source
         if not loaded.served.size_bytes:  # several were opened at one time
             await asyncio.to_thread(_weigh, loaded, None)
         loaded.mark = loaded.mark or await asyncio.to_thread(_mark_of, source)
         return loaded
+
+    async def _in_thread(self, source: ModelSource, work: Callable[[], Loaded]) -> Loaded:
+        return await self._threads.run(source.name, work, lambda late: late.served.loaded.unload())
 
     def known_bytes(self, source: ModelSource) -> int:
         """Of the files it is loaded from, where it never was. Blocks.
@@ -184,6 +201,7 @@ class Loader:
                 memory_budget=self._memory_budget,
                 like=_same_settings(source, before),
                 tell=tell,
+                try_out=self._trials.run,
             )
             loaded = self._finish(opened, tell, before)
         finally:

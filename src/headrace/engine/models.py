@@ -26,6 +26,7 @@ from headrace.engine.ensemble import Ensembles
 from headrace.engine.history import Histories
 from headrace.engine.housekeeping import Housekeeping
 from headrace.engine.limits import costs_of
+from headrace.engine.load_threads import LOAD_TIMEOUTS, LoadTimeouts
 from headrace.engine.loads import Loaded, Loader, unchanged
 from headrace.engine.lobby import Lobby
 from headrace.engine.opening import PARALLEL_LOADS, Openings
@@ -54,7 +55,8 @@ class ModelManager:
         shares_answers: whether answers are kept for other servers, which need to know a model by
             its content.
         memory_budget_bytes: for the whole of this process and its children; 0: none.
-        parallel_loads: at one time; with a budget it is one, so that each is measured.
+        parallel_loads: at one time; with a budget it is one, so that each is measured. As many
+            more that are tried out first, so that these keep only each other waiting.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class ModelManager:
         shares_answers: bool = False,
         memory_budget_bytes: int = 0,
         parallel_loads: int = PARALLEL_LOADS,
+        timeouts: LoadTimeouts = LOAD_TIMEOUTS,
     ) -> None:
         self._engine = engine
         self._workers = workers
@@ -77,6 +80,7 @@ class ModelManager:
             compiled_bytes,
             shares_answers=shares_answers,
             memory_budget=memory_budget_bytes,
+            timeouts=timeouts,
         )
         self._ensembles = Ensembles(engine, MonotonicClock.now_ns, instrument)
         self.histories = Histories(engine.catalog, engine.now_ns)
@@ -98,7 +102,8 @@ class ModelManager:
             learnt=self._keep_costs,
             left=self._left,
         )
-        self._parallel = asyncio.Semaphore(1 if memory_budget_bytes else parallel_loads)
+        places = 1 if memory_budget_bytes else parallel_loads
+        self._parallel, self._trying = asyncio.Semaphore(places), asyncio.Semaphore(places)
         self._house = Housekeeping(
             self._residency, self.evict, lambda: not self._parallel.locked(), self._may_leave
         )
@@ -124,9 +129,8 @@ class ModelManager:
             await asyncio.to_thread(self._residency.warn)
 
         def circular(source: ModelSource, error: HeadraceError) -> None:
-            self._engine.catalog.set_status(
-                source.name, source.version, "UNAVAILABLE", error.message
-            )
+            name, version = source.name, source.version
+            self._engine.catalog.set_status(name, version, "UNAVAILABLE", error.message)
             errors.append(error)
 
         outcomes: list[ServedModel | BaseException | None] = []
@@ -225,14 +229,14 @@ class ModelManager:
         before: Loaded | None = None,
     ) -> tuple[Loaded, int]:
         copy = self.histories.begin(source.name, source.version)
-        loop = asyncio.get_running_loop()
+        later = asyncio.get_running_loop().call_soon_threadsafe
 
         def tell(phase: str) -> None:
-            loop.call_soon_threadsafe(self.histories.step, copy, phase)
+            later(self.histories.step, copy, phase)
 
         try:
             assembly.check_workers(source, self._workers)
-            async with self._parallel:
+            async with self._trying if source.try_first else self._parallel:
                 if self._residency.budget_bytes and not source.config.ensemble:
                     self.histories.step(copy, "placing")
                     await self._make_room(source, evict=evict)
@@ -272,19 +276,18 @@ class ModelManager:
         """Crashes and restarts of its processes, and what hung, go into its history."""
         served.notice = partial(self.histories.note, copy)
         if hasattr(served.loaded, "on_event"):
-            loop = asyncio.get_running_loop()
+            later = asyncio.get_running_loop().call_soon_threadsafe
 
             def heard(line: str) -> None:
                 with contextlib.suppress(RuntimeError):  # the loop is closed
-                    loop.call_soon_threadsafe(self.histories.note, copy, line)
+                    later(self.histories.note, copy, line)
 
             served.loaded.on_event = heard
 
     async def _finish(self, loaded: Loaded) -> None:
         """What need not be done before the model serves, one thing after another."""
         served = loaded.served
-        keep: Callable[[], None] | None = getattr(served.loaded, "keep_compiled", None)
-        if keep is not None:
+        if keep := getattr(served.loaded, "keep_compiled", None):
             await asyncio.to_thread(keep)
         if loaded.profile.reason == MEASURED_IN_PART and served.loaded.concurrency > 1:
             profile = await asyncio.to_thread(self._loader.refine, loaded)
@@ -306,16 +309,15 @@ class ModelManager:
 
     async def _keep_costs(self, served: ServedModel) -> None:
         known = self._residency.places.get(served)
-        if known is not None and known.loaded is not None:
+        if known is not None and (loaded := known.loaded) is not None:
             costs = costs_of(served, self._engine.statistics())
-            await asyncio.to_thread(self._loader.keep, known.loaded, costs)
+            await asyncio.to_thread(self._loader.keep, loaded, costs)
 
     def _copy_of(self, served: ServedModel) -> int:
         known = self._residency.places.get(served)
         if known is None:  # it was published by somebody else
             copy = self.histories.adopt(served.name, served.version)
-            known = Place(None, copy, self._engine.now_ns())
-            self._residency.places[served] = known
+            known = self._residency.places[served] = Place(None, copy, self._engine.now_ns())
         return known.copy
 
     async def close(self) -> None:
@@ -454,8 +456,8 @@ class ModelManager:
 
     async def _make_room(self, source: ModelSource, *, evict: bool) -> None:
         """Raises ModelLoadError where there is none to be had."""
-        known = self._sizes.get((source.name, source.version), 0)
-        needed = known or await asyncio.to_thread(self._loader.known_bytes, source)
+        needed = self._sizes.get((source.name, source.version), 0)
+        needed = needed or await asyncio.to_thread(self._loader.known_bytes, source)
         residency = self._residency
         used = await asyncio.to_thread(residency.used_bytes)
         plan = residency.plan(needed, used)

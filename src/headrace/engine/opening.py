@@ -6,7 +6,6 @@ in a library that lets other threads run; a server imports the rest of itself me
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from headrace.repository.onnx_check import check_onnx
 from headrace.repository.prepare import prepare
 from headrace.repository.weights import weight_files
 from headrace.runtimes import registry as runtimes
-from headrace.runtimes.base import Artifact, InstanceConfig, LoadedModel
+from headrace.runtimes.base import Artifact, CompiledCache, InstanceConfig, LoadedModel
 
 _LOG = logging.getLogger("headrace.engine")
 
@@ -41,6 +40,10 @@ all others in child processes."""
 
 Choose = Callable[[str], Isolation]
 """Where this model would run with the runtime of that name."""
+
+
+TryOut = Callable[[ModelSource, str, Artifact, InstanceConfig, int], None]
+"""See ``trials.Trials.run``."""
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -82,16 +85,23 @@ class Openings:
                 open_model, source, cache_dir, compiled_bytes
             )
             for source in sources
+            if not source.try_first
         }
         pool.shutdown(wait=False)  # takes no more; ends when these are done
+
+    def give_up(self) -> None:
+        """Those that have not begun are opened by who wants them: what runs may not end."""
+        for key, future in tuple(self._futures.items()):
+            if future.cancel():
+                del self._futures[key]
 
     def has(self, source: ModelSource) -> bool:
         """Whether it is one of them, and not yet taken."""
         return (source.name, source.version) in self._futures
 
-    async def of(self, source: ModelSource) -> Opened:
-        """Waits for one of the sources. Raises as :func:`open_model`."""
-        return await asyncio.wrap_future(self._futures.pop((source.name, source.version)))
+    def of(self, source: ModelSource) -> Opened:
+        """Waits for one of the sources. Blocks. Raises as :func:`open_model`."""
+        return self._futures.pop((source.name, source.version)).result()
 
 
 def open_model(
@@ -102,6 +112,7 @@ def open_model(
     memory_budget: int = 0,
     like: StoredProfile | None = None,
     tell: Callable[[str], None] = lambda _: None,
+    try_out: TryOut | None = None,
 ) -> Opened:
     """Prepares, checks and loads one version. Blocks; any thread.
 
@@ -114,6 +125,8 @@ def open_model(
             reference of its format or the only one allowed, and as many threads, so that a swap
             does not take from who serves what comparing costs.
         tell: told of each phase as it begins.
+        try_out: tries a ``try_first`` model out in a child process, before any runtime opens it
+            here.
 
     Raises:
         ModelLoadError, MissingExtra, ConfigError: why it cannot be served.
@@ -125,18 +138,7 @@ def open_model(
     source = prepare(source, cache_dir)
     size, external = model_bytes(source)
     digest, compiled = compiled_of(source, external, cache_dir, max_bytes=compiled_bytes)
-    artifact = Artifact(
-        name=source.name,
-        version=source.version,
-        path=source.path,
-        folder=source.folder,
-        format=source.format,
-        digest=digest,
-        options=source.config.runtime_options,
-        config=source.config,
-        compiled=compiled,
-        may_run_code=source.may_run_code,
-    )
+    artifact = _artifact_of(source, digest, compiled)
 
     def choose(runtime: str, *, triton: bool = False) -> Isolation:
         facts = Facts(
@@ -156,7 +158,14 @@ def open_model(
         source, ProfileStore(cache_dir / PROFILES), str(large.must_return_memory)
     )
     known = stored or (like if like is not None and _may_run_like(source, like) else None)
-    runtime, instances, model = _start(source, artifact, known, choose)
+    tried: set[str] = set()
+
+    def check(name: str, instances: InstanceConfig) -> None:
+        if try_out is not None and source.try_first and name not in tried:
+            try_out(source, name, artifact, instances, size)
+            tried.add(name)
+
+    runtime, instances, model = _start(source, artifact, known, choose, check)
     spent_ns = time.monotonic_ns() - started_ns
     triton = runtime == "python" and getattr(model, "takes_requests", False)
     kind, reason = choose(runtime, triton=triton)
@@ -168,6 +177,21 @@ def open_model(
         reason,
     )
     return Opened(source, runtime, instances, model, stored, key, spent_ns, kind, reason, size)
+
+
+def _artifact_of(source: ModelSource, digest: str, compiled: CompiledCache | None) -> Artifact:
+    return Artifact(
+        name=source.name,
+        version=source.version,
+        path=source.path,
+        folder=source.folder,
+        format=source.format,
+        digest=digest,
+        options=source.config.runtime_options,
+        config=source.config,
+        compiled=compiled,
+        may_run_code=source.may_run_code,
+    )
 
 
 def _may_run_like(source: ModelSource, like: StoredProfile) -> bool:
@@ -229,7 +253,11 @@ def _remembered(
 
 
 def _start(
-    source: ModelSource, artifact: Artifact, stored: StoredProfile | None, choose: Choose
+    source: ModelSource,
+    artifact: Artifact,
+    stored: StoredProfile | None,
+    choose: Choose,
+    check: Callable[[str, InstanceConfig], None],
 ) -> tuple[str, InstanceConfig, LoadedModel]:
     """Loads the model in the runtime and with the threads that were said, remembered or won."""
     cores = usable_cores()
@@ -240,6 +268,7 @@ def _start(
 
     def load(name: str, instances: InstanceConfig) -> LoadedModel:
         # Never in the server first: what a library keeps of it would stay.
+        check(name, instances)
         isolated = name not in _ONE_COPY_EACH and choose(name).kind == "process"
         return runtimes.load(name, artifact, instances, isolated=isolated)
 

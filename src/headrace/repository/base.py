@@ -37,6 +37,10 @@ class ModelSource(msgspec.Struct, frozen=True):
     may_run_code: bool = False
     """Whether ``server.code_from`` lets the server run ``path`` if that is code."""
 
+    try_first: bool = False
+    """Whether it is opened in a child process before the server opens it, because it came from a
+    store or with a load request."""
+
 
 class Problem(msgspec.Struct, frozen=True):
     """One model, or one version of it, that cannot be served, and why.

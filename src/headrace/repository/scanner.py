@@ -342,6 +342,7 @@ class Scanner:
             config=config,
             notes=() if described is None else described.notes,
             may_run_code=self._may_run_code(found.path),
+            try_first=not self._is_trusted(found.path),
         )
 
     def _claim(self, name: str, path: Path) -> str:

@@ -30,20 +30,28 @@ class IsolatedModel(InProcesses):
     """A model that ``config.concurrency`` children have loaded, each for itself.
 
     A child has its own copy of the weights and runs one batch at a time with
-    ``config.threads``. ``axis_names`` are those of the model in the child, {} if it has none.
+    ``config.threads``; ``memory_bytes``, if not 0, is what it may allocate. ``axis_names`` are
+    those of the model in the child, {} if it has none.
 
     Raises:
         ModelLoadError: the runtime's, from the child, with its hint; or an option is wrong.
         MissingExtra, ConfigError: there is no such runtime here.
     """
 
-    def __init__(self, runtime: str, artifact: Artifact, config: InstanceConfig) -> None:
+    def __init__(
+        self, runtime: str, artifact: Artifact, config: InstanceConfig, memory_bytes: int = 0
+    ) -> None:
         if not registry.installed(runtime):
             registry.create(runtime)  # says what it needs
         options, left = _ours(artifact)
         told = native_start(runtime, msgspec.structs.replace(artifact, options=left), config)
         spec = ChildSpec(
-            artifact.name, artifact.path.absolute(), options, config.threads, native=told
+            artifact.name,
+            artifact.path.absolute(),
+            options,
+            config.threads,
+            native=told,
+            memory_bytes=memory_bytes,
         )
         super().__init__(spec, children=config.concurrency)
         self.axis_names = self._started.axis_names

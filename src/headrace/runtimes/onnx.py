@@ -14,6 +14,7 @@ import numpy as np
 from headrace.errors import HeadraceError, InferenceFailed, MissingExtra, ModelLoadError
 from headrace.runtimes.base import Artifact, InstanceConfig, ShapePolicy
 from headrace.runtimes.compiled import CompiledPlace, place_of
+from headrace.runtimes.ending import on_end
 from headrace.runtimes.loops import may_be_endless
 from headrace.runtimes.onnx_errors import load_hint, useful
 from headrace.runtimes.onnx_values import (
@@ -346,6 +347,8 @@ def _session_options(ort: Any, options: OnnxOptions, config: InstanceConfig) -> 
     made.enable_mem_pattern = False
     for key, value in options.session_config.items():
         made.add_session_config_entry(key, value)
+    if hasattr(made, "set_load_cancellation_flag"):
+        on_end(partial(made.set_load_cancellation_flag, True))
     return made
 
 

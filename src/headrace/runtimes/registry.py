@@ -9,10 +9,12 @@ so it should import the library behind it only in ``load``. A name of our own ca
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from threading import get_ident
 from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
@@ -20,6 +22,7 @@ import msgspec
 
 from headrace.errors import ConfigError, MissingExtra, ModelLoadError
 from headrace.runtimes.base import Artifact, InstanceConfig, LoadedModel, Runtime
+from headrace.runtimes.ending import on_end
 
 if TYPE_CHECKING:
     from importlib import metadata
@@ -109,12 +112,18 @@ def create(name: str) -> Runtime:
 
 
 def load(
-    name: str, artifact: Artifact, config: InstanceConfig, *, isolated: bool = False
+    name: str,
+    artifact: Artifact,
+    config: InstanceConfig,
+    *,
+    isolated: bool = False,
+    memory_bytes: int = 0,
 ) -> LoadedModel:
     """Has the runtime of this name load the model: the only way by which the server opens one.
 
     Args:
         isolated: in child processes of its own.
+        memory_bytes: that each of these may allocate; 0: as much as there is.
 
     Raises:
         ModelLoadError: the runtime does not declare the model's format (``wrong_format``), or
@@ -129,11 +138,15 @@ def load(
         # Imported here: a server whose models all run inside it does without supervision. Another
         # package's runtime is imported, and checked, by the child alone.
         module = import_module("headrace.runtimes.isolated")
-        return cast("LoadedModel", module.IsolatedModel(name, artifact, config))
+        return cast("LoadedModel", module.IsolatedModel(name, artifact, config, memory_bytes))
     runtime = create(name)
     if known is None:
         _check(name, runtime.formats, artifact, runs_code=_runs_code(runtime))
-    return runtime.load(artifact, config)
+    model = runtime.load(artifact, config)
+    interrupt: Callable[[int, str], None] | None = getattr(model, "interrupt", None)
+    if interrupt is not None:  # measuring and warming run it on this thread
+        on_end(partial(interrupt, get_ident(), "it was not loaded in time"))
+    return model
 
 
 def _check(name: str, formats: Sequence[str], artifact: Artifact, *, runs_code: bool) -> None:

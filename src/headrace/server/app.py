@@ -20,6 +20,7 @@ from headrace.config import Config, ServerConfig
 from headrace.engine.catalog import ABSENT, UNLOADED
 from headrace.engine.engine import Engine
 from headrace.engine.limits import load_of
+from headrace.engine.load_threads import LoadTimeouts
 from headrace.engine.models import ModelManager
 from headrace.engine.opening import Openings
 from headrace.engine.recording import Recorder
@@ -47,7 +48,7 @@ from headrace.repository.layout import ScanResult
 from headrace.server import ports
 from headrace.server.group import Group
 from headrace.server.sockets import BACKLOG
-from headrace.server.stopping import StopSignals, end_process
+from headrace.server.stopping import END_GRACE_S, StopSignals, end_process, end_within
 from headrace.server.tls import tls_context
 from headrace.telemetry.gpu import GpuReader
 from headrace.telemetry.logs import access_log
@@ -171,6 +172,7 @@ class Application:
             shares_answers=self._shared_cache is not None,
             memory_budget_bytes=config.memory_budget_bytes,
             parallel_loads=config.server.parallel_loads,
+            timeouts=LoadTimeouts(config.server.load_timeout_s, config.server.trial_timeout_s),
         )
 
     @cached_property
@@ -424,7 +426,8 @@ async def serve(
 
     Stopped while it loads, or while a request does not end within ``drain_timeout_s``, it
     ends the process itself: a thread that loads or runs a model cannot be interrupted, and
-    the interpreter would wait for it.
+    the interpreter would wait for it. Whatever else keeps it from ending, it is ended
+    ``END_GRACE_S`` later, with status 1.
 
     Returns:
         The exit status, 0: every request was finished.
@@ -433,6 +436,8 @@ async def serve(
         HeadraceError: it could not start.
     """
     app = Application(config, group=group, paths=paths, name=name, fetch=fetch)
+    server = config.server
+    end_within(server.drain_timeout_s + server.readiness_grace_s + END_GRACE_S)
     signals = StopSignals(app.stop)
     try:
         if group is None:

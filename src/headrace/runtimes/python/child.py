@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -65,7 +66,10 @@ _THREAD_VARIABLES = (
 
 
 class ChildSpec(msgspec.Struct, frozen=True):
-    """What every child of one model is started with. ``threads``: for its number crunching."""
+    """What every child of one model is started with. ``threads``: for its number crunching.
+
+    ``memory_bytes``: what it may allocate, 0: as much as there is.
+    """
 
     model: str
     path: Path
@@ -73,6 +77,7 @@ class ChildSpec(msgspec.Struct, frozen=True):
     threads: int
     triton: TritonStart | None = None
     native: NativeStart | None = None
+    memory_bytes: int = 0
 
 
 class Child:
@@ -117,6 +122,8 @@ class Child:
             self._process = _spawn(spec, there.fileno(), log_end, (batches, answers))
             undo.callback(self._process.wait)
             undo.callback(self._process.kill)
+            if spec.memory_bytes:  # before it is told what to load
+                _limit(self._process.pid, spec.memory_bytes)
             self.pidfd = os.pidfd_open(self._process.pid)
             undo.callback(os.close, self.pidfd)
             self._start()
@@ -292,6 +299,12 @@ def _spawn(
         process_group=0,  # out of the terminal's reach, and one kill for all it starts
         env=environment,
     )
+
+
+def _limit(pid: int, memory_bytes: int) -> None:
+    """Of what it allocates; files that it maps do not count."""
+    resource.prlimit(pid, resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
 
 
 def _complete(arrays: list[np.ndarray | None]) -> list[np.ndarray]:
