@@ -103,6 +103,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     there, because a web page can point its own name at 127.0.0.1 (DNS rebinding). A proxy on this
     machine that passes on the name it was asked for needs that name here."""
 
+    shared_memory: Literal["local", "any", "off"] = "local"
+    """Who may register system shared memory: ``local``: clients on loopback, each for objects that
+    its own user owns, and only it finds them. ``any``: every client, for every object that the
+    server's user can open; regions are everybody's, as in Triton. ``off``: nobody."""
+
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     """Processes that share the port. One is enough until the event loop is the limit."""
 

@@ -18,6 +18,9 @@ from headrace.frontends.exchange import Exchange, head_of
 
 _LOG = logging.getLogger("headrace.http")
 
+PEER = "headrace.peer"
+"""Where the scope has the :class:`Peer`."""
+
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -87,6 +90,7 @@ class AsgiBridge:
             "headers": [(name.lower(), value.rstrip(b" \t")) for name, value in head.raw_headers],
             "client": peer.remote,
             "server": peer.local,
+            PEER: peer,
         }
 
 

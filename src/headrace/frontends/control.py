@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from headrace.frontends.peer import Peer
 from headrace.types import ModelVersionStatus
 
 Parameter = bool | int | str | bytes
@@ -64,16 +65,16 @@ class Control(Protocol):
         """The same for the server's log."""
         ...
 
-    def shared_memory(self, region: str = "") -> list[dict[str, Any]]:
-        """``{"name", "key", "offset", "byte_size"}`` of one region, or of all."""
+    def shared_memory(self, peer: Peer, region: str = "") -> list[dict[str, Any]]:
+        """``{"name", "key", "offset", "byte_size"}`` of one of its regions, or of all."""
         ...
 
     async def register_shared_memory(
-        self, region: str, *, key: str, offset: int, byte_size: int
+        self, peer: Peer, region: str, *, key: str, offset: int, byte_size: int
     ) -> None:
-        """Maps ``/dev/shm/<key>``."""
+        """Maps ``/dev/shm/<key>`` for the client's user."""
         ...
 
-    async def unregister_shared_memory(self, region: str = "") -> None:
-        """One region, or all of them."""
+    async def unregister_shared_memory(self, peer: Peer, region: str = "") -> None:
+        """One region of the client's user, or all of them."""
         ...

@@ -43,7 +43,7 @@ class Answering(Protocol):
         ...
 
     def peer(self) -> Peer:
-        """Both ends of the connection; asks the kernel each time."""
+        """See ``Connected``."""
         ...
 
 

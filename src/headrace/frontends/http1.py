@@ -86,6 +86,7 @@ class Connection(asyncio.Protocol):
         self._reading = True
         self._resumed: asyncio.Future[None] | None = None  # set while the client reads too slowly
         self._unsent_bytes = 0  # when last looked at
+        self._ends: Peer | None = None  # once it was asked for
 
     # -- asyncio ---------------------------------------------------------------------------
 
@@ -353,8 +354,10 @@ class Connection(asyncio.Protocol):
             await self._resumed
 
     def peer(self) -> Peer:
-        """See ``Answering``."""
-        return peer_of(self._transport)
+        """See ``Connected``."""
+        if self._ends is None:
+            self._ends = peer_of(self._transport)
+        return self._ends
 
     def _flush(self) -> None:
         """Writes every answer whose turn it is."""

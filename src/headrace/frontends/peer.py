@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from urllib.parse import unquote
 
 import msgspec
@@ -17,11 +17,15 @@ class Address(NamedTuple):
     port: int | None
 
 
-class Peer(msgspec.Struct, frozen=True):
-    """``remote`` is the client's end, ``local`` the server's; None where it is not known."""
+class Peer(msgspec.Struct):
+    """``remote`` is the client's end, ``local`` the server's; None where it is not known.
+
+    ``user`` is kept here by those who have looked it up: the uid of the process that connected.
+    """
 
     remote: Address | None = None
     local: Address | None = None
+    user: int | None = None
 
     @property
     def on_loopback(self) -> bool:
@@ -30,7 +34,12 @@ class Peer(msgspec.Struct, frozen=True):
         return self.local is None or is_loopback(self.local.host)
 
 
-UNKNOWN_PEER = Peer()
+class Connected(Protocol):
+    """What has a client at its other end."""
+
+    def peer(self) -> Peer:
+        """Both ends of the connection; the same object as long as it lasts."""
+        ...
 
 
 def peer_of(transport: asyncio.BaseTransport) -> Peer:
@@ -39,20 +48,23 @@ def peer_of(transport: asyncio.BaseTransport) -> Peer:
     return Peer(_address(remote), _address(local))
 
 
-def peer_of_grpcio(text: str) -> Peer:
+def peer_of_grpcio(text: str, local_port: int | None = None) -> Peer:
     """From what grpcio's context says: ``ipv4:127.0.0.1:5000``, ``ipv6:%5B::1%5D:5000``.
 
     grpcio does not tell the local address. A connection from a loopback address can only have
     been made to one, so the client's host stands for it.
+
+    Args:
+        local_port: what the server listens on.
     """
     kind, _, rest = unquote(text).partition(":")
     if kind == "unix":
         return Peer(Address(rest, None), Address(rest, None))
     host, _, port = rest.rpartition(":")
     if kind not in ("ipv4", "ipv6") or not port.isdecimal():
-        return UNKNOWN_PEER
+        return Peer()
     host = host.strip("[]")
-    return Peer(Address(host, int(port)), Address(host, None))
+    return Peer(Address(host, int(port)), Address(host, local_port))
 
 
 def is_loopback(host: str) -> bool:

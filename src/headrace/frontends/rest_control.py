@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from headrace.errors import InvalidRequest, Unsupported
+from headrace.frontends.asgi_bridge import PEER
 from headrace.frontends.codecs import json_guard
 from headrace.frontends.control import Control, Parameter
 from headrace.frontends.peer import Address, Peer
@@ -131,7 +132,7 @@ class ControlRoutes:
                 self._guard.check(
                     request.headers.getlist,
                     request.headers.get("host", ""),
-                    on_loopback=_on_loopback(request),
+                    on_loopback=_peer(request).on_loopback,
                 )
             return await handler(request)
 
@@ -222,13 +223,16 @@ class ControlRoutes:
 
     async def regions(self, request: Request) -> Response:
         """``[{"name", "key", "offset", "byte_size"}]``."""
-        return _reply(self._control.shared_memory(request.path_params.get("region", "")))
+        return _reply(
+            self._control.shared_memory(_peer(request), request.path_params.get("region", ""))
+        )
 
     async def register(self, request: Request) -> Response:
         """``{"key", "offset"?, "byte_size"}``."""
         body = await request.body()
         asked = json_guard.decode(_region_decoder, body, "request body")
         await self._control.register_shared_memory(
+            _peer(request),
             request.path_params["region"],
             key=asked.key,
             offset=asked.offset,
@@ -238,7 +242,9 @@ class ControlRoutes:
 
     async def unregister(self, request: Request) -> Response:
         """One region, or all."""
-        await self._control.unregister_shared_memory(request.path_params.get("region", ""))
+        await self._control.unregister_shared_memory(
+            _peer(request), request.path_params.get("region", "")
+        )
         return Response(b"", 200)
 
     async def cuda_regions(self, _: Request) -> Response:
@@ -258,9 +264,12 @@ class ControlRoutes:
         return Response(b"", 200)
 
 
-def _on_loopback(request: Request) -> bool:
+def _peer(request: Request) -> Peer:
+    found = request.scope.get(PEER)
+    if isinstance(found, Peer):
+        return found
     server = request.scope.get("server")
-    return Peer(local=Address(*server) if server else None).on_loopback
+    return Peer(local=Address(*server) if server else None)
 
 
 async def _settings(request: Request) -> dict[str, Any] | None:

@@ -15,8 +15,8 @@ from headrace.engine.inflight import Ticket
 from headrace.errors import HeadraceError, InvalidRequest
 from headrace.frontends.answered import Answered, Name
 from headrace.frontends.codecs import v2_binary, v2_json, v2_json_answer
-from headrace.frontends.codecs.v2_parameters import NO_SHARED_MEMORY, SharedMemory
 from headrace.frontends.exchange import Exchange
+from headrace.frontends.shared_memory import RequestMemory, SharedMemory
 from headrace.frontends.wishes import SLO, TENANT, heed
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import DTYPE_OF, DYNAMIC, InferenceRequest, InferenceResponse, Tensor
@@ -32,9 +32,9 @@ _JSON_SIZE = b"inference-header-content-length"
 class InferRoute:
     """Knows which targets are inference requests, and answers them through the engine."""
 
-    def __init__(self, engine: Engine, shared: SharedMemory = NO_SHARED_MEMORY) -> None:
+    def __init__(self, engine: Engine, shared: SharedMemory | None = None) -> None:
         self._engine = engine
-        self._shared = shared
+        self._shared = shared or SharedMemory()
         self._answered = Answered(engine)
 
     @staticmethod
@@ -49,37 +49,34 @@ class InferRoute:
         Raises:
             HeadraceError: known at once.
         """
-        body = exchange.body
         headers = exchange.head.headers
         size = headers.get(_JSON_SIZE)
-        name = (model, version, headers.get(TENANT), body)
-        if size is None:
-            if self._answered and headers.get(SLO) is None:
-                answer = self._answered.find(name, exchange.arrived_ns)
-                if answer is not None:
-                    exchange.respond_json(answer)
-                    return
-            request = v2_json.decode_request(
-                body, model_name=model, model_version=version, shared=self._shared
-            )
+        name = (model, version, headers.get(TENANT), exchange.body)
+        if size is None and self._answered and headers.get(SLO) is None:
+            answer = self._answered.find(name, exchange.arrived_ns)
+            if answer is not None:
+                exchange.respond_json(answer)
+                return
+        shared = RequestMemory(self._shared, exchange.connection)
+        json_size = None if size is None else _json_size(size)
+        if json_size == 0:
+            request = self._raw_request(exchange.body, model, version)
         else:
-            json_size = _json_size(size)
-            if json_size:
-                request = v2_json.decode_request(
-                    body,
-                    model_name=model,
-                    model_version=version,
-                    json_size=json_size,
-                    shared=self._shared,
-                )
-            else:
-                request = self._raw_request(body, model, version)
+            request = v2_json.decode_request(
+                exchange.body,
+                model_name=model,
+                model_version=version,
+                json_size=json_size,
+                shared=shared,
+            )
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
         heed(request, headers)
-        exchange.cancel = self._engine.submit(
-            request, _InferReply(exchange, request, self._shared, self._answered, name)
-        ).cancel
+        reply = _InferReply(exchange, request, shared, self._answered, name)
+        ticket = self._engine.submit(request, reply)
+        exchange.cancel = ticket.cancel
+        if shared.regions:
+            shared.follow(ticket)
 
     def _raw_request(self, body: bytes, model: str, version: str) -> InferenceRequest:
         """The whole body is the one input (binary extension, "raw binary request")."""
@@ -117,7 +114,7 @@ class _InferReply(msgspec.Struct, eq=False):
 
     exchange: Exchange
     request: InferenceRequest
-    shared: SharedMemory
+    shared: RequestMemory
     answered: Answered
     name: Name
 
@@ -142,7 +139,11 @@ class _InferReply(msgspec.Struct, eq=False):
         else:
             exchange.respond_json(body)
             kept = record.kept if isinstance(record, Ticket) else None
-            if kept is not None and exchange.head.headers.get(_JSON_SIZE) is None:
+            if (
+                kept is not None
+                and exchange.head.headers.get(_JSON_SIZE) is None
+                and not self.shared.regions  # equal bytes ask about what is in them then
+            ):
                 self.answered.keep(self.name, kept, body)
         record.written_ns = _now_ns()
 

@@ -132,7 +132,7 @@ class Application:
         )
         self.manager = self._make_manager()
         self._paths, self._name, self._fetch = tuple(paths), name, fetch
-        self.shared_memory = SharedMemory()
+        self.shared_memory = SharedMemory(server.shared_memory)
         self._rest = LateApplication(self._build_rest)
         self._guard = SiteGuard((server.host, *server.allowed_hosts))
         bridge = AsgiBridge(self._rest, scheme="https" if server.tls else "http")
@@ -342,9 +342,10 @@ class Application:
 
         infer = InferMethods(
             self.engine,
-            RequestDecoder(self.shared_memory),
-            ResponseEncoder(self.shared_memory),
+            RequestDecoder(),
+            ResponseEncoder(),
             self._long_calls,
+            self.shared_memory,
         )
         service = InferenceService(
             infer,

@@ -65,18 +65,20 @@ class ChangeLog(msgspec.Struct, frozen=True, tag="log"):
 
 
 class RegisterRegion(msgspec.Struct, frozen=True, tag="register"):
-    """Map ``/dev/shm/<key>`` under the name ``region``."""
+    """Map ``/dev/shm/<key>`` under the name ``region``, for the user ``owner`` alone."""
 
     region: str
     key: str
     offset: int
     byte_size: int
+    owner: int
 
 
 class UnregisterRegion(msgspec.Struct, frozen=True, tag="unregister"):
-    """Forget a region, or all of them where ``region`` is ""."""
+    """Forget a region of the user ``owner``, or all of them where ``region`` is ""."""
 
-    region: str = ""
+    region: str
+    owner: int
 
 
 Command = (
@@ -130,4 +132,6 @@ def _supersedes(new: Command, old: Command) -> bool:
         return isinstance(old, ChangeTrace) and old.model == new.model
     if isinstance(new, ChangeLog):
         return isinstance(old, ChangeLog)
-    return isinstance(old, RegisterRegion) and new.region in ("", old.region)
+    if not isinstance(old, RegisterRegion):
+        return False
+    return new.owner == old.owner and new.region in ("", old.region)

@@ -14,6 +14,7 @@ from headrace.engine.catalog import STABLE, Catalog
 from headrace.engine.models import ModelManager
 from headrace.errors import Forbidden, InvalidRequest, ModelNotFound, ModelNotReady
 from headrace.frontends.control import Parameter
+from headrace.frontends.peer import Peer
 from headrace.server.commands import (
     ChangeLog,
     ChangeTrace,
@@ -46,16 +47,24 @@ _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")
 class Regions(Protocol):
     """Shared memory that clients registered in this process."""
 
-    def register(self, name: str, *, key: str, offset: int, byte_size: int) -> None:
+    def find_owner(self, peer: Peer) -> int | None:
+        """Whose regions a client may use; None: nobody's."""
+        ...
+
+    def owner_of(self, peer: Peer) -> int:
+        """The same. Raises Forbidden instead of None."""
+        ...
+
+    def register(self, name: str, *, key: str, offset: int, byte_size: int, owner: int) -> None:
         """Maps it."""
         ...
 
-    def unregister(self, name: str = "") -> None:
-        """Forgets one, or all."""
+    def unregister(self, name: str = "", *, owner: int) -> None:
+        """Forgets one, or all, of the owner's."""
         ...
 
-    def status(self, name: str = "") -> list[dict[str, Any]]:
-        """What is registered."""
+    def status(self, name: str = "", *, owner: int | None) -> list[dict[str, Any]]:
+        """What the owner registered."""
         ...
 
 
@@ -302,19 +311,31 @@ class ServerControl:
 
     # -- shared memory -----------------------------------------------------------------------
 
-    def shared_memory(self, region: str = "") -> list[dict[str, Any]]:
-        """``{"name", "key", "offset", "byte_size"}`` of one region, or of all."""
-        return self._regions.status(region)
+    def shared_memory(self, peer: Peer, region: str = "") -> list[dict[str, Any]]:
+        """``{"name", "key", "offset", "byte_size"}`` of one of the client's regions, or of all."""
+        return self._regions.status(region, owner=self._regions.find_owner(peer))
 
     async def register_shared_memory(
-        self, region: str, *, key: str, offset: int, byte_size: int
+        self, peer: Peer, region: str, *, key: str, offset: int, byte_size: int
     ) -> None:
-        """Maps ``/dev/shm/<key>`` in every worker."""
-        await self._tell_all(RegisterRegion(region, key, offset, byte_size))
+        """Maps ``/dev/shm/<key>`` in every worker.
 
-    async def unregister_shared_memory(self, region: str = "") -> None:
-        """One region, or all of them."""
-        await self._tell_all(UnregisterRegion(region))
+        Raises:
+            Forbidden: the client may use no shared memory.
+            InvalidRequest: the region cannot be registered.
+        """
+        owner = self._regions.owner_of(peer)
+        await self._tell_all(RegisterRegion(region, key, offset, byte_size, owner))
+
+    async def unregister_shared_memory(self, peer: Peer, region: str = "") -> None:
+        """One of the client's regions, or all of them. A client that can have none has lost none.
+
+        Raises:
+            InvalidRequest: one is used by a request. Other workers may have forgotten it.
+        """
+        owner = self._regions.find_owner(peer)
+        if owner is not None:
+            await self._tell_all(UnregisterRegion(region, owner))
 
     # -- carried out here, for whichever worker was asked ---------------------------------------
 
@@ -340,10 +361,12 @@ class ServerControl:
                 self._tracing.update(model, update)
             case ChangeLog(update):
                 self._log.update(update)
-            case RegisterRegion(region, key, offset, byte_size):
-                self._regions.register(region, key=key, offset=offset, byte_size=byte_size)
-            case UnregisterRegion(region):
-                self._regions.unregister(region)
+            case RegisterRegion(region, key, offset, byte_size, owner):
+                self._regions.register(
+                    region, key=key, offset=offset, byte_size=byte_size, owner=owner
+                )
+            case UnregisterRegion(region, owner):
+                self._regions.unregister(region, owner=owner)
             case _:
                 raise InvalidRequest(f"unknown command {msgspec.to_builtins(command)}")
 

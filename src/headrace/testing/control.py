@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headrace.frontends.control import Parameter
+from headrace.frontends.peer import Peer
 from headrace.types import ModelVersionStatus
 
 SETTINGS = {"a": "1"}
@@ -20,6 +21,7 @@ class FakeControl:
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
+        self.peers: list[Peer] = []  # who asked about shared memory
         self.error: Exception | None = None
 
     def _ask(self, *what: Any) -> None:
@@ -81,17 +83,20 @@ class FakeControl:
         self._ask("log", update)
         return SETTINGS
 
-    def shared_memory(self, region: str = "") -> list[dict[str, Any]]:
+    def shared_memory(self, peer: Peer, region: str = "") -> list[dict[str, Any]]:
         """There is none."""
+        self.peers.append(peer)
         self._ask("shared_memory", region)
         return []
 
     async def register_shared_memory(
-        self, region: str, *, key: str, offset: int, byte_size: int
+        self, peer: Peer, region: str, *, key: str, offset: int, byte_size: int
     ) -> None:
         """Writes it down."""
+        self.peers.append(peer)
         self._ask("register", region, key, offset, byte_size)
 
-    async def unregister_shared_memory(self, region: str = "") -> None:
+    async def unregister_shared_memory(self, peer: Peer, region: str = "") -> None:
         """Writes it down."""
+        self.peers.append(peer)
         self._ask("unregister", region)

@@ -17,7 +17,7 @@ from headrace.frontends.codecs import generate as codec
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.generate import MAX_UNSENT_EVENTS, GenerateRoute
 from headrace.frontends.heads import Head
-from headrace.frontends.peer import UNKNOWN_PEER, Peer
+from headrace.frontends.peer import Peer
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import InferenceRequest, InferenceResponse, ModelMetadata, Tensor, TensorSpec
 
@@ -161,7 +161,7 @@ class Client:
         self.closed = True
 
     def peer(self) -> Peer:
-        return UNKNOWN_PEER
+        return Peer()
 
     async def writable(self) -> None:
         await self.reads.wait()

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from headrace.frontends.peer import (
-    UNKNOWN_PEER,
     Address,
     Peer,
     is_loopback,
@@ -40,7 +39,7 @@ def test_loopback(host: str, expected: bool) -> None:
 
 
 def test_an_unknown_address_counts_as_loopback() -> None:
-    assert UNKNOWN_PEER.on_loopback
+    assert Peer().on_loopback
 
 
 class Transport(asyncio.BaseTransport):

@@ -244,6 +244,10 @@ class Region:
 
     def __init__(self) -> None:
         self.put: list[tuple[SharedMemoryRange, Tensor]] = []
+        self.reserved: list[SharedMemoryRange] = []
+
+    def reserve(self, where: SharedMemoryRange) -> None:
+        self.reserved.append(where)
 
     def read(self, where: SharedMemoryRange, **of: Any) -> np.ndarray:
         assert where == SharedMemoryRange("r", 4, 8)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from headrace import protos
 from headrace.errors import HeadraceError, InvalidRequest
 from headrace.frontends.codecs import v2_binary
-from headrace.frontends.codecs.v2_parameters import NO_SHARED_MEMORY
+from headrace.frontends.codecs.v2_parameters import NO_SHARED_MEMORY, SharedMemory
 from headrace.frontends.codecs.v2_proto import RequestDecoder, varint
 from headrace.types import DTYPE_OF, InferenceRequest, RequestedOutput, SharedMemoryRange, Tensor
 from tests.unit.frontends.v2_tensors import FakeShared, assert_same, floats, tensors
@@ -22,9 +22,13 @@ from tests.unit.frontends.v2_tensors import FakeShared, assert_same, floats, ten
 Request = protos.message("inference.ModelInferRequest")
 
 
-def decode(message: Any, decoder: RequestDecoder | None = None) -> InferenceRequest:
+def decode(
+    message: Any,
+    decoder: RequestDecoder | None = None,
+    shared: SharedMemory = NO_SHARED_MEMORY,
+) -> InferenceRequest:
     raw = message if isinstance(message, bytes) else message.SerializeToString()
-    return (decoder or RequestDecoder(NO_SHARED_MEMORY)).decode(raw)
+    return (decoder or RequestDecoder()).decode(raw, shared)
 
 
 def refused(message: Any, decoder: RequestDecoder | None = None) -> InvalidRequest:
@@ -55,7 +59,7 @@ def typed(datatype: str, shape: Sequence[int], **contents: Any) -> Any:
 @given(st.lists(tensors(), max_size=3), st.text(max_size=5), st.text(max_size=5))
 def test_raw_tensors_of_every_kind(sent: list[Tensor], request_id: str, version: str) -> None:
     message = raw_request(*sent, id=request_id, model_version=version)
-    decoder = RequestDecoder(NO_SHARED_MEMORY)
+    decoder = RequestDecoder()
     for _ in range(2):  # the second time from memory
         request = decode(message, decoder)
         assert (request.model_name, request.model_version) == ("m", version)
@@ -67,7 +71,7 @@ def test_raw_tensors_of_every_kind(sent: list[Tensor], request_id: str, version:
 
 
 def test_what_is_remembered_is_not_the_id_and_not_the_data() -> None:
-    decoder = RequestDecoder(NO_SHARED_MEMORY)
+    decoder = RequestDecoder()
     for request_id, values in (("a", (1, 2)), ("bb", (3, 4)), ("", (5, 6))):
         request = decode(raw_request(floats(*values), id=request_id), decoder)
         assert request.id == request_id
@@ -78,7 +82,7 @@ def test_what_is_remembered_is_not_the_id_and_not_the_data() -> None:
 
 
 def test_what_is_remembered_may_be_changed_by_whoever_has_it() -> None:
-    decoder = RequestDecoder(NO_SHARED_MEMORY)
+    decoder = RequestDecoder()
     message = raw_request(floats(1))
     message.parameters["colour"].string_param = "red"
     first = decode(message, decoder)
@@ -93,7 +97,7 @@ def test_what_is_remembered_may_be_changed_by_whoever_has_it() -> None:
 def test_a_repeated_request_with_other_lengths_is_refused_as_the_first_is() -> None:
     good = raw_request(floats(1, 2))
     for wrong in ([b"1234"], [], [b"12345678", b""], [b"12345678" * 2]):
-        decoder = RequestDecoder(NO_SHARED_MEMORY)
+        decoder = RequestDecoder()
         bad = raw_request(floats(1, 2))
         del bad.raw_input_contents[:]
         bad.raw_input_contents.extend(wrong)
@@ -106,7 +110,7 @@ def test_large_tensors_are_not_copied() -> None:
     # An offset that numpy can use: only then can there be a view.
     for pad in range(8):
         raw = raw_request(floats(*range(1000)), id="x" * pad).SerializeToString()
-        decoder = RequestDecoder(NO_SHARED_MEMORY)
+        decoder = RequestDecoder()
         decoder.decode(raw)
         array = decoder.decode(raw).inputs[0].data
         if raw.index(np.arange(1000, dtype=np.float32).tobytes()) % 8 == 0:
@@ -126,7 +130,7 @@ def test_unknown_fields_are_passed_over_wherever_they_are(extra: bytes) -> None:
     message = raw_request(floats(1, 2), id="i")
     head = Request(model_name="m", id="i").SerializeToString()
     rest = message.SerializeToString().removeprefix(head)
-    decoder = RequestDecoder(NO_SHARED_MEMORY)
+    decoder = RequestDecoder()
     for raw in (extra + head + rest, head + extra + rest, head + rest + extra) * 2:
         request = decoder.decode(raw)
         assert (request.model_name, request.id) == ("m", "i")
@@ -141,7 +145,7 @@ def test_fields_in_another_order_mean_the_same() -> None:
 
 
 def test_many_kinds_of_requests_forget_the_oldest() -> None:
-    decoder = RequestDecoder(NO_SHARED_MEMORY)
+    decoder = RequestDecoder()
     for number in range(1500):
         message = raw_request(floats(1, name=f"x{number}"))
         assert decode(message, decoder).inputs[0].name == f"x{number}"
@@ -259,7 +263,7 @@ def test_mistakes_are_named(message: Any, code: str, text: str) -> None:
 @example(b"\x3a\x00")
 @example(b"\x82\x01")
 def test_random_bytes_are_a_request_or_refused(raw: bytes) -> None:
-    decoder = RequestDecoder(NO_SHARED_MEMORY)
+    decoder = RequestDecoder()
     outcomes = []
     for _ in range(2):
         try:
@@ -274,7 +278,7 @@ def test_a_damaged_request_means_the_same_to_a_decoder_that_knows_the_good_one(
     data: st.DataObject,
 ) -> None:
     message = raw_request(floats(1, 2), floats(3, name="y"), id="abc").SerializeToString()
-    experienced = RequestDecoder(NO_SHARED_MEMORY)
+    experienced = RequestDecoder()
     experienced.decode(message)
     damaged = bytearray(message)
     for _ in range(data.draw(st.integers(1, 3))):
@@ -301,7 +305,7 @@ def test_a_damaged_request_means_the_same_to_a_decoder_that_knows_the_good_one(
             [(t.name, t.datatype, t.shape, t.data.tobytes()) for t in request.inputs],
         )
 
-    assert outcome(experienced) == outcome(RequestDecoder(NO_SHARED_MEMORY))
+    assert outcome(experienced) == outcome(RequestDecoder())
 
 
 def test_a_length_of_megabytes_does_not_take_forever() -> None:
@@ -328,7 +332,7 @@ def test_parameters_that_the_server_knows() -> None:
     ):
         setattr(message.parameters[name], kind, value)
     message.parameters["empty"].SetInParent()
-    decoder = RequestDecoder(NO_SHARED_MEMORY)
+    decoder = RequestDecoder()
     for _ in range(2):
         request = decode(message, decoder)
         assert request.sequence_id == 2**64 - 1
@@ -371,13 +375,14 @@ def test_requested_outputs() -> None:
     shared["shared_memory_region"].string_param = "r"
     shared["shared_memory_byte_size"].int64_param = 64
     shared["shared_memory_offset"].int64_param = 8
-    decoder = RequestDecoder(NO_SHARED_MEMORY)
-    for _ in range(2):
-        assert decode(message, decoder).outputs == [
+    decoder, memory = RequestDecoder(), FakeShared()
+    for number in range(1, 3):
+        assert decode(message, decoder, memory).outputs == [
             RequestedOutput("a"),
             RequestedOutput("b", classification=3),
             RequestedOutput("c", shared_memory=SharedMemoryRange("r", 8, 64)),
         ]
+        assert len(memory.reserved) == number  # each caller's own region, every time
 
 
 # -- shared memory ------------------------------------------------------------------------------
@@ -389,9 +394,9 @@ def test_tensors_in_shared_memory_and_with_the_request() -> None:
     shared.parameters["shared_memory_region"].string_param = "r"
     shared.parameters["shared_memory_byte_size"].int64_param = 4
     shared.parameters["shared_memory_offset"].int64_param = 7
-    decoder = RequestDecoder(FakeShared())
+    decoder = RequestDecoder()
     for _ in range(2):  # what is there may change: it is read every time
-        first, second = decode(message, decoder).inputs
+        first, second = decode(message, decoder, FakeShared()).inputs
         assert (first.data.tolist(), second.data.tolist()) == ([1, 2], [7])
     message.raw_input_contents.append(b"1234")
     assert refused(message, decoder).code == "wrong_raw_contents"

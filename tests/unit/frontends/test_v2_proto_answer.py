@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from headrace import protos
 from headrace.frontends.codecs import v2_binary
-from headrace.frontends.codecs.v2_parameters import NO_SHARED_MEMORY
 from headrace.frontends.codecs.v2_proto import (
     ResponseEncoder,
     read_parameters,
@@ -31,7 +30,7 @@ Response = protos.message("inference.ModelInferResponse")
 
 
 def shown(response: InferenceResponse, extra: bytes = b"") -> Any:
-    encoder = ResponseEncoder(NO_SHARED_MEMORY)
+    encoder = ResponseEncoder()
     first, again = (encoder.encode(response, InferenceRequest("m", []), extra) for _ in range(2))
     assert first == again
     return Response.FromString(first)
@@ -79,7 +78,7 @@ def test_outputs_into_shared_memory() -> None:
     where = SharedMemoryRange("r", 8, 64)
     request = InferenceRequest("m", [], outputs=[RequestedOutput("x", shared_memory=where)])
     response = InferenceResponse("m", "1", "i", [floats(1), floats(2, name="y")])
-    message = Response.FromString(ResponseEncoder(shared).encode(response, request))
+    message = Response.FromString(ResponseEncoder().encode(response, request, shared=shared))
     assert shared.written == [(where, np.float32(1).tobytes())]
     assert read_parameters(message.outputs[0].parameters) == {
         "shared_memory_region": "r",

@@ -65,6 +65,10 @@ class FakeShared:
 
     def __init__(self) -> None:
         self.written: list[tuple[SharedMemoryRange, bytes]] = []
+        self.reserved: list[SharedMemoryRange] = []
+
+    def reserve(self, where: SharedMemoryRange) -> None:
+        self.reserved.append(where)
 
     def read(
         self, where: SharedMemoryRange, *, name: str, datatype: str, shape: tuple[int, ...]

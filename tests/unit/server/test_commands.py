@@ -18,8 +18,8 @@ from headrace.server.commands import (
     encode,
 )
 
-A = RegisterRegion("a", "/a", 0, 8)
-B = RegisterRegion("b", "/b", 0, 8)
+A = RegisterRegion("a", "/a", 0, 8, 1000)
+B = RegisterRegion("b", "/b", 0, 8, 1000)
 
 
 @pytest.mark.parametrize(
@@ -30,8 +30,9 @@ B = RegisterRegion("b", "/b", 0, 8)
         ([LoadModel("m"), UnloadModel("m")], [UnloadModel("m")]),
         ([LoadModel("m"), LoadModel("n"), UnloadModel("m")], [LoadModel("n"), UnloadModel("m")]),
         ([UnloadModel("m", True), LoadModel("step")], [UnloadModel("m", True), LoadModel("step")]),
-        ([A, B, UnregisterRegion("a")], [B]),
-        ([A, B, UnregisterRegion()], []),
+        ([A, B, UnregisterRegion("a", 1000)], [B]),
+        ([A, B, UnregisterRegion("", 1000)], []),
+        ([A, UnregisterRegion("a", 1001), UnregisterRegion("", 1001)], [A]),
         ([ChangeLog({"x": 1}), ChangeLog({"y": 2, "x": None})], [ChangeLog({"x": None, "y": 2})]),
         (
             [ChangeTrace("", {"x": 1}), ChangeTrace("m", {"x": 2}), ChangeTrace("", {"y": 3})],
@@ -55,7 +56,7 @@ def test_a_journal_keeps_what_still_holds(told: list[Command], left: list[Comman
         ChangeTrace("m", {"trace_level": ["OFF"], "trace_rate": None}),
         ChangeLog({"log_info": False}),
         A,
-        UnregisterRegion("a"),
+        UnregisterRegion("a", 1000),
     ],
 )
 def test_commands_travel_as_bytes(command: Command) -> None:

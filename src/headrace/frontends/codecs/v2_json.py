@@ -140,7 +140,9 @@ def decode_request(
         flag(parameters, "binary_data_output")
     if parsed.outputs is not None:
         default = bool(parameters and parameters.get("binary_data_output"))
-        request.outputs = [_decode_output(output, default=default) for output in parsed.outputs]
+        request.outputs = [
+            _decode_output(output, shared, default=default) for output in parsed.outputs
+        ]
     return request
 
 
@@ -300,7 +302,7 @@ def _decode_binary(
     return binary.read(tensor.name, tensor.datatype, shape, size_bytes)
 
 
-def _decode_output(output: _Output, *, default: bool) -> RequestedOutput:
+def _decode_output(output: _Output, shared: SharedMemory, *, default: bool) -> RequestedOutput:
     parameters = output.parameters
     if not parameters:
         return RequestedOutput(output.name, default or None)
@@ -310,9 +312,7 @@ def _decode_output(output: _Output, *, default: bool) -> RequestedOutput:
             f"'binary_data' of output '{output.name}' must be true or false, got {binary!r}",
             output=output.name,
         )
-    return RequestedOutput(
-        output.name,
-        binary,
-        whole_number(parameters, "classification"),
-        shared_memory_of(parameters, output.name),
-    )
+    where = shared_memory_of(parameters, output.name)
+    if where is not None:
+        shared.reserve(where)
+    return RequestedOutput(output.name, binary, whole_number(parameters, "classification"), where)

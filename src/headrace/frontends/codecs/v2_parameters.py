@@ -17,12 +17,16 @@ NS_PER_US = 1000
 
 
 class SharedMemory(Protocol):
-    """What a codec asks of shared memory; ``frontends.shared_memory.SharedMemory`` is it."""
+    """What a codec asks of shared memory; ``frontends.shared_memory.RequestMemory`` is it."""
+
+    def reserve(self, where: SharedMemoryRange) -> None:
+        """An output is to be put there. Raises InvalidRequest, Forbidden."""
+        ...
 
     def read(
         self, where: SharedMemoryRange, *, name: str, datatype: str, shape: tuple[int, ...]
     ) -> np.ndarray:
-        """The tensor ``name``. Raises InvalidRequest."""
+        """The tensor ``name``. Raises InvalidRequest, Forbidden."""
         ...
 
     def write(self, where: SharedMemoryRange, tensor: Tensor) -> int:
@@ -32,6 +36,9 @@ class SharedMemory(Protocol):
 
 class _NoSharedMemory:
     """For whoever has none."""
+
+    def reserve(self, where: SharedMemoryRange) -> None:
+        raise _unknown(where)
 
     def read(
         self, where: SharedMemoryRange, *, name: str, datatype: str, shape: tuple[int, ...]

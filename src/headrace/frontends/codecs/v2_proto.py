@@ -22,6 +22,7 @@ from headrace import protos
 from headrace.errors import InvalidRequest
 from headrace.frontends.codecs import v2_binary
 from headrace.frontends.codecs.v2_parameters import (
+    NO_SHARED_MEMORY,
     SharedMemory,
     apply_parameters,
     shared_memory_of,
@@ -96,13 +97,15 @@ class _Known(msgspec.Struct, frozen=True):
 class RequestDecoder:
     """Bytes -> :class:`InferenceRequest`. One for a process: what it has seen, it remembers."""
 
-    def __init__(self, shared: SharedMemory) -> None:
-        self._shared = shared
+    def __init__(self) -> None:
         self._known: dict[bytes, _Known] = {}
         self._parse = protos.message("inference.ModelInferRequest").FromString
 
-    def decode(self, message: bytes) -> InferenceRequest:
+    def decode(self, message: bytes, shared: SharedMemory = NO_SHARED_MEMORY) -> InferenceRequest:
         """The request. Its tensors are views of ``message`` where they can be.
+
+        Args:
+            shared: where tensors lie that say so.
 
         Raises:
             InvalidRequest: not protobuf, unknown datatypes, tensors whose bytes disagree with
@@ -111,7 +114,7 @@ class RequestDecoder:
         key, request_id, raw = _walk(message)
         known = self._known.get(key)
         if known is None or len(raw) != len(known.inputs):
-            return self._read(message, key)
+            return self._read(message, key, shared)
         tensors = []
         for spec, (start, size) in zip(known.inputs, raw, strict=True):
             if size == spec.byte_size and size:
@@ -133,7 +136,7 @@ class RequestDecoder:
             apply_parameters(request, dict(known.parameters))
         return request
 
-    def _read(self, message: bytes, key: bytes) -> InferenceRequest:
+    def _read(self, message: bytes, key: bytes, shared: SharedMemory) -> InferenceRequest:
         """The first of its kind, or one that is never remembered."""
         try:
             parsed = self._parse(message)
@@ -143,10 +146,10 @@ class RequestDecoder:
             ) from None
         request = InferenceRequest(
             parsed.model_name,
-            self._tensors(parsed),
+            _tensors(parsed, shared),
             parsed.model_version,
             parsed.id,
-            [_output_of(output) for output in parsed.outputs] or None,
+            [_output_of(output, shared) for output in parsed.outputs] or None,
         )
         parameters = read_parameters(parsed.parameters) if parsed.parameters else None
         if parameters is not None:
@@ -154,6 +157,7 @@ class RequestDecoder:
         plain = len(parsed.raw_input_contents) == len(parsed.inputs) and not any(
             tensor.parameters for tensor in parsed.inputs
         )
+        plain = plain and not _anything_shared(request.outputs)  # a region is one caller's alone
         if key and plain and len(key) <= _REMEMBERED_BYTES:
             if len(self._known) >= _REMEMBERED_MAX:
                 self._known.clear()
@@ -166,42 +170,41 @@ class RequestDecoder:
             )
         return request
 
-    def _tensors(self, parsed: Any) -> list[Tensor]:
-        raw, inputs = parsed.raw_input_contents, parsed.inputs
-        ranges = [_range_of(tensor) for tensor in inputs]
-        travelling = len(inputs) - sum(where is not None for where in ranges)
-        if raw and len(raw) != travelling:
-            raise InvalidRequest(
-                f"unexpected number of raw input contents: {len(raw)} for {travelling} inputs of "
-                f"model '{parsed.model_name}'",
-                code="wrong_raw_contents",
-                hint="one for each input that is not in shared memory, in their order",
-                expected=travelling,
-                got=len(raw),
-            )
-        contents = iter(raw)
-        tensors = []
-        for tensor, where in zip(inputs, ranges, strict=True):
-            name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
-            _check_kind(name, datatype, shape)
-            if where is not None:
-                array = self._shared.read(where, name=name, datatype=datatype, shape=shape)
-            elif raw:
-                if tensor.HasField("contents"):
-                    raise InvalidRequest(
-                        f"contents field must not be specified when using raw_input_contents for "
-                        f"'{name}' for model '{parsed.model_name}'",
-                        code="wrong_raw_contents",
-                        input=name,
-                    )
-                blob = next(contents)
-                array = v2_binary.decode(
-                    blob, 0, len(blob), name=name, datatype=datatype, shape=shape
+
+def _tensors(parsed: Any, shared: SharedMemory) -> list[Tensor]:
+    raw, inputs = parsed.raw_input_contents, parsed.inputs
+    ranges = [_range_of(tensor) for tensor in inputs]
+    travelling = len(inputs) - sum(where is not None for where in ranges)
+    if raw and len(raw) != travelling:
+        raise InvalidRequest(
+            f"unexpected number of raw input contents: {len(raw)} for {travelling} inputs of "
+            f"model '{parsed.model_name}'",
+            code="wrong_raw_contents",
+            hint="one for each input that is not in shared memory, in their order",
+            expected=travelling,
+            got=len(raw),
+        )
+    contents = iter(raw)
+    tensors = []
+    for tensor, where in zip(inputs, ranges, strict=True):
+        name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
+        _check_kind(name, datatype, shape)
+        if where is not None:
+            array = shared.read(where, name=name, datatype=datatype, shape=shape)
+        elif raw:
+            if tensor.HasField("contents"):
+                raise InvalidRequest(
+                    f"contents field must not be specified when using raw_input_contents for "
+                    f"'{name}' for model '{parsed.model_name}'",
+                    code="wrong_raw_contents",
+                    input=name,
                 )
-            else:
-                array = _from_contents(tensor.contents, name, datatype, shape)
-            tensors.append(Tensor(name, datatype, shape, array))
-        return tensors
+            blob = next(contents)
+            array = v2_binary.decode(blob, 0, len(blob), name=name, datatype=datatype, shape=shape)
+        else:
+            array = _from_contents(tensor.contents, name, datatype, shape)
+        tensors.append(Tensor(name, datatype, shape, array))
+    return tensors
 
 
 def _walk(message: bytes) -> tuple[bytes, str, list[tuple[int, int]]]:
@@ -380,24 +383,29 @@ def _range_of(tensor: Any) -> SharedMemoryRange | None:
     return shared_memory_of(read_parameters(tensor.parameters), tensor.name)
 
 
-def _output_of(output: Any) -> RequestedOutput:
+def _output_of(output: Any, shared: SharedMemory) -> RequestedOutput:
     if not output.parameters:
         return RequestedOutput(output.name)
     parameters = read_parameters(output.parameters)
     where = shared_memory_of(parameters, output.name)
+    if where is not None:
+        shared.reserve(where)
     return RequestedOutput(output.name, None, whole_number(parameters, "classification"), where)
 
 
 class ResponseEncoder:
     """:class:`InferenceResponse` -> bytes."""
 
-    def __init__(self, shared: SharedMemory) -> None:
-        self._shared = shared
+    def __init__(self) -> None:
         self._heads: dict[tuple[object, ...], bytes] = {}
         self._make = protos.message("inference.ModelInferResponse")
 
     def encode(
-        self, response: InferenceResponse, request: InferenceRequest, extra: bytes = b""
+        self,
+        response: InferenceResponse,
+        request: InferenceRequest,
+        extra: bytes = b"",
+        shared: SharedMemory = NO_SHARED_MEMORY,
     ) -> bytes:
         """The message; ``extra`` are fields of it that are encoded already.
 
@@ -405,7 +413,7 @@ class ResponseEncoder:
             InvalidRequest: an output does not fit where it was asked for in shared memory.
         """
         if response.parameters or _anything_shared(request.outputs):
-            return self._encode_slowly(response, request) + extra
+            return self._encode_slowly(response, request, shared) + extra
         parts: list[Any] = [self._head(response), extra]
         if response.id:
             name = response.id.encode()
@@ -440,7 +448,9 @@ class ResponseEncoder:
             message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         return message
 
-    def _encode_slowly(self, response: InferenceResponse, request: InferenceRequest) -> bytes:
+    def _encode_slowly(
+        self, response: InferenceResponse, request: InferenceRequest, shared: SharedMemory
+    ) -> bytes:
         message = self._message(response)
         message.id = response.id
         write_parameters(message.parameters, response.parameters or {})
@@ -450,7 +460,7 @@ class ResponseEncoder:
             if where is None:
                 message.raw_output_contents.append(v2_binary.encode(tensor))
                 continue
-            size = self._shared.write(where, tensor)
+            size = shared.write(where, tensor)
             write_parameters(
                 told.parameters,
                 {

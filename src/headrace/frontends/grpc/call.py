@@ -41,7 +41,7 @@ class Call(Protocol):
         ...
 
     def peer(self) -> Peer:
-        """Both ends of the connection; asks the kernel each time."""
+        """See ``Connected``."""
         ...
 
     def send(self, message: bytes) -> None:

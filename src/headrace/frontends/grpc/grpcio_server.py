@@ -51,7 +51,7 @@ class GrpcioServer:
                 ("grpc.so_reuseport", int(server.workers > 1)),
             ]
         )
-        self._server.add_generic_rpc_handlers((_Handler(grpc, methods),))
+        self._server.add_generic_rpc_handlers((_Handler(grpc, methods, server.grpc_port),))
         self._config = server
 
     async def start(self) -> None:
@@ -87,9 +87,10 @@ class GrpcioServer:
 class _Handler:
     """grpcio's generic handler: a method for every path of the table. Bytes in, bytes out."""
 
-    def __init__(self, grpc: Any, methods: Methods) -> None:
+    def __init__(self, grpc: Any, methods: Methods, port: int | None) -> None:
         self._grpc = grpc
         self._methods = methods
+        self._port = port
 
     def service(self, details: Any) -> Any:
         """The handler of one call, None for a path that is not known."""
@@ -97,10 +98,10 @@ class _Handler:
         if method is None:
             return None
         if method.streaming is not None:
-            return self._grpc.stream_stream_rpc_method_handler(_streaming(method))
+            return self._grpc.stream_stream_rpc_method_handler(_streaming(method, self._port))
         if details.method.endswith("/Watch"):
-            return self._grpc.unary_stream_rpc_method_handler(_unary_stream(method))
-        return self._grpc.unary_unary_rpc_method_handler(_unary(method))
+            return self._grpc.unary_stream_rpc_method_handler(_unary_stream(method, self._port))
+        return self._grpc.unary_unary_rpc_method_handler(_unary(method, self._port))
 
 
 class _Call:
@@ -108,8 +109,9 @@ class _Call:
 
     authority = ""
 
-    def __init__(self, context: Any) -> None:
-        self._peer = context.peer()
+    def __init__(self, context: Any, port: int | None) -> None:
+        self._ends = (context.peer(), port)
+        self._peer: Peer | None = None
         self.metadata: Metadata = [
             (name.encode(), value if isinstance(value, bytes) else value.encode())
             for name, value in context.invocation_metadata()
@@ -130,7 +132,9 @@ class _Call:
         context.add_done_callback(self._abandoned)
 
     def peer(self) -> Peer:
-        return peer_of_grpcio(self._peer)
+        if self._peer is None:
+            self._peer = peer_of_grpcio(*self._ends)
+        return self._peer
 
     def send(self, message: bytes) -> None:
         if not self.closed:
@@ -212,9 +216,9 @@ def _raised(call: _Call, error: Exception) -> None:
     call.fail(error)
 
 
-def _unary(method: Method) -> Callable[[bytes, Any], Any]:
+def _unary(method: Method, port: int | None) -> Callable[[bytes, Any], Any]:
     async def answer(message: bytes, context: Any) -> bytes:
-        call = _Call(context)
+        call = _Call(context, port)
         _begin(call, method, message)
         del message  # grpcio raises in ``tell``, and keeps what it raised with this frame
         found = await call.next()
@@ -224,9 +228,9 @@ def _unary(method: Method) -> Callable[[bytes, Any], Any]:
     return answer
 
 
-def _unary_stream(method: Method) -> Callable[[bytes, Any], AsyncIterator[bytes]]:
+def _unary_stream(method: Method, port: int | None) -> Callable[[bytes, Any], AsyncIterator[bytes]]:
     async def answer(message: bytes, context: Any) -> AsyncIterator[bytes]:
-        call = _Call(context)
+        call = _Call(context, port)
         _begin(call, method, message)
         del message
         while (found := await call.next()) is not _END:
@@ -236,9 +240,9 @@ def _unary_stream(method: Method) -> Callable[[bytes, Any], AsyncIterator[bytes]
     return answer
 
 
-def _streaming(method: Method) -> Callable[[Any, Any], AsyncIterator[bytes]]:
+def _streaming(method: Method, port: int | None) -> Callable[[Any, Any], AsyncIterator[bytes]]:
     async def answer(messages: Any, context: Any) -> AsyncIterator[bytes]:
-        call = _Call(context)
+        call = _Call(context, port)
         assert method.streaming is not None
         incoming = method.streaming(call)
         reading = asyncio.ensure_future(_read(messages, incoming, call))

@@ -17,8 +17,10 @@ from headrace.engine.inflight import Ticket
 from headrace.engine.lobby import Waiting
 from headrace.errors import HeadraceError, ModelAbsent, Overloaded, detached
 from headrace.frontends import status
+from headrace.frontends.codecs import v2_parameters as codec
 from headrace.frontends.codecs.v2_proto import RequestDecoder, ResponseEncoder, varint
 from headrace.frontends.grpc.call import Call, Incoming, LongCalls
+from headrace.frontends.shared_memory import RequestMemory, SharedMemory
 from headrace.frontends.wishes import heed
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import InferenceRequest, InferenceResponse
@@ -53,6 +55,7 @@ class InferMethods:
         decoder: messages to requests.
         encoder: responses to messages.
         long_calls: where streams are entered.
+        shared: the regions of shared memory that clients registered.
     """
 
     def __init__(
@@ -61,22 +64,30 @@ class InferMethods:
         decoder: RequestDecoder,
         encoder: ResponseEncoder,
         long_calls: LongCalls,
+        shared: SharedMemory | None = None,
     ) -> None:
         self._engine = engine
         self._decoder = decoder
         self._encoder = encoder
         self._long_calls = long_calls
+        self._shared = shared or SharedMemory()
         make = protos.message("inference.ModelInferResponse")
         self._final = {flag: _final_field(make(), flag=flag) for flag in (False, True)}
 
     def infer(self, call: Call, message: bytes) -> None:
         """``ModelInfer``. Raises HeadraceError: known at once."""
-        request = self.request_of(call, message, call.arrived_ns)
-        reply = _Reply(call, request, self._encoder)
+        shared = self.memory_of(call)
+        request = self.request_of(call, message, call.arrived_ns, shared)
+        reply = _Reply(call, request, self._encoder, shared)
         try:
-            call.cancel = self._engine.submit(request, reply).cancel
+            ticket = self._engine.submit(request, reply)
         except ModelAbsent as absent:
-            call.cancel = Waiting(self._engine, absent, request, reply).cancel
+            follow = shared.follow
+            call.cancel = Waiting(self._engine, absent, request, reply, then=follow).cancel
+        else:
+            call.cancel = ticket.cancel
+            if shared.regions:
+                shared.follow(ticket)
 
     def stream(self, call: Call) -> Incoming:
         """``ModelStreamInfer``."""
@@ -85,9 +96,19 @@ class InferMethods:
         self._long_calls.add(stream)
         return stream
 
-    def request_of(self, call: Call, message: bytes, arrived_ns: int) -> InferenceRequest:
+    def memory_of(self, call: Call) -> RequestMemory:
+        """For one request of the call."""
+        return RequestMemory(self._shared, call)
+
+    def request_of(
+        self,
+        call: Call,
+        message: bytes,
+        arrived_ns: int,
+        shared: codec.SharedMemory = codec.NO_SHARED_MEMORY,
+    ) -> InferenceRequest:
         """A message as a request with its deadline: the call's, or an earlier one of its own."""
-        request = self._decoder.decode(message)
+        request = self._decoder.decode(message, shared)
         request.arrived_ns = arrived_ns
         request.decoded_ns = _now_ns()
         if call.metadata:
@@ -99,15 +120,22 @@ class InferMethods:
         return request
 
     def part_of(
-        self, response: InferenceResponse, request: InferenceRequest, *, final: bool
+        self,
+        response: InferenceResponse,
+        request: InferenceRequest,
+        shared: RequestMemory,
+        *,
+        final: bool,
     ) -> bytes:
         """One answer of a stream in Triton's form: a ``ModelStreamInferResponse``."""
-        encoded = self._encoder.encode(response, request, self._final[final])
+        encoded = self._encoder.encode(response, request, self._final[final], shared)
         return b"".join((b"\x12", varint(len(encoded)), encoded))  # infer_response = 2
 
-    def bare_part_of(self, response: InferenceResponse, request: InferenceRequest) -> bytes:
+    def bare_part_of(
+        self, response: InferenceResponse, request: InferenceRequest, shared: RequestMemory
+    ) -> bytes:
         """The same in MLServer's: a ``ModelInferResponse``."""
-        return self._encoder.encode(response, request)
+        return self._encoder.encode(response, request, shared=shared)
 
 
 def _final_field(message: Any, *, flag: bool) -> bytes:
@@ -122,10 +150,11 @@ class _Reply(msgspec.Struct, eq=False):
     call: Call
     request: InferenceRequest
     encoder: ResponseEncoder
+    shared: RequestMemory
 
     def complete(self, response: InferenceResponse, record: RequestRecord) -> None:
         try:
-            message = self.encoder.encode(response, self.request)
+            message = self.encoder.encode(response, self.request, shared=self.shared)
         except Exception as error:  # noqa: BLE001 - or the client would wait for ever
             self.call.fail(_unsendable(error))
             return
@@ -167,12 +196,13 @@ class _Stream:
 
     def message(self, message: bytes) -> None:
         """One more request. What is wrong with it is its answer; the stream goes on."""
-        reply = _StreamReply(self)
+        shared = self._methods.memory_of(self._call)
+        reply = _StreamReply(self, shared)
         self._turns.append(reply)
         try:
             if self._draining:
                 raise shutting_down()
-            request = self._methods.request_of(self._call, message, _now_ns())
+            request = self._methods.request_of(self._call, message, _now_ns(), shared)
             reply.request = request
             self._open.add(reply)
             self._submit(request, reply)
@@ -189,6 +219,8 @@ class _Stream:
 
     def _submit(self, request: InferenceRequest, reply: _StreamReply) -> None:
         def taken(ticket: Ticket) -> None:
+            if reply.shared.regions:
+                reply.shared.follow(ticket)
             if ticket.served.decoupled and reply in self._turns:
                 reply.decoupled = True
                 self._turns.remove(reply)
@@ -224,14 +256,19 @@ class _Stream:
     # -- answers ---------------------------------------------------------------------------------
 
     def encoded(
-        self, response: InferenceResponse, request: InferenceRequest, *, final: bool
+        self,
+        response: InferenceResponse,
+        request: InferenceRequest,
+        shared: RequestMemory,
+        *,
+        final: bool,
     ) -> bytes | Exception:
         """One answer as a message, or why there can be none."""
         methods = self._methods
         try:
             if self._bare:
-                return methods.bare_part_of(response, request)
-            return methods.part_of(response, request, final=final)
+                return methods.bare_part_of(response, request, shared)
+            return methods.part_of(response, request, shared, final=final)
         except Exception as error:  # noqa: BLE001 - or the client would wait for ever
             return self.told(_unsendable(error), request)
 
@@ -307,8 +344,9 @@ class _StreamReply:
     ``answer`` is the last of them: a message, b"" for none, or what ends the call.
     """
 
-    def __init__(self, stream: _Stream) -> None:
+    def __init__(self, stream: _Stream, shared: RequestMemory) -> None:
         self._stream = stream
+        self.shared = shared
         self.request: InferenceRequest | None = None
         self.ticket: Ticket | Waiting | None = None
         self.decoupled = False
@@ -317,7 +355,7 @@ class _StreamReply:
     def part(self, response: InferenceResponse) -> None:
         """One answer, and not the last."""
         assert self.request is not None
-        self._stream.send(self._stream.encoded(response, self.request, final=False))
+        self._stream.send(self._stream.encoded(response, self.request, self.shared, final=False))
 
     def complete(self, response: InferenceResponse, record: RequestRecord) -> None:
         """The last one. If a decoupled model's is empty, only who asked for it is told."""
@@ -325,7 +363,7 @@ class _StreamReply:
         assert request is not None
         wants_empty = not self.decoupled or (request.parameters or {}).get(_EMPTY_FINAL) is True
         if response.outputs or wants_empty:
-            self.answer = self._stream.encoded(response, request, final=True)
+            self.answer = self._stream.encoded(response, request, self.shared, final=True)
         else:
             self.answer = b""
         record.encoded_ns = record.written_ns = _now_ns()

@@ -27,6 +27,7 @@ from headrace.frontends.codecs.v2_proto import read_parameters
 from headrace.frontends.control import Control
 from headrace.frontends.grpc.call import Call, Method, Methods, Unary
 from headrace.frontends.grpc.infer import InferMethods
+from headrace.frontends.peer import Peer
 from headrace.frontends.site_guard import SiteGuard
 from headrace.types import ModelMetadata
 
@@ -36,6 +37,9 @@ SERVICE = "inference.GRPCInferenceService"
 
 Handler = Callable[[Any], Awaitable[Any]]
 """A request message in, a response message out; may raise HeadraceError."""
+
+PeerHandler = Callable[[Any, Peer], Awaitable[Any]]
+"""The same for one that depends on who asks."""
 
 
 class Models(Protocol):
@@ -97,14 +101,11 @@ class InferenceService:
             "ModelConfig": self._model_config,
             "ModelStatistics": self._model_statistics,
             "RepositoryIndex": self._repository_index,
-            "SystemSharedMemoryStatus": self._shared_memory_status,
             "CudaSharedMemoryStatus": self._cuda_status,
         }
         changes: dict[str, Handler] = {
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
-            "SystemSharedMemoryRegister": self._register_shared_memory,
-            "SystemSharedMemoryUnregister": self._unregister_shared_memory,
             "CudaSharedMemoryRegister": self._no_cuda,
             "CudaSharedMemoryUnregister": self._cuda_unregister,
         }
@@ -118,6 +119,17 @@ class InferenceService:
         for name, handler in settings.items():
             unary = guarded(_unary(name, handler), self._guard, unless=_only_reads(name))
             table[_path(name)] = Method(unary=unary)
+        regions: dict[str, tuple[PeerHandler, bool]] = {
+            "Status": (self._shared_memory_status, False),
+            "Register": (self._register_shared_memory, True),
+            "Unregister": (self._unregister_shared_memory, True),
+        }
+        for verb, (peer_handler, changes_state) in regions.items():
+            name = f"SystemSharedMemory{verb}"
+            unary = peer_unary_of(f"inference.{name}Request", peer_handler)
+            table[_path(name)] = Method(
+                unary=guarded(unary, self._guard) if changes_state else unary
+            )
         table[_path("ModelInfer")] = Method(unary=self._infer.infer)
         table[_path("ModelStreamInfer")] = Method(streaming=self._infer.stream)
         return table
@@ -183,22 +195,22 @@ class InferenceService:
 
     # -- shared memory ---------------------------------------------------------------------------
 
-    async def _shared_memory_status(self, asked: Any) -> Any:
+    async def _shared_memory_status(self, asked: Any, peer: Peer) -> Any:
         answer = _message("SystemSharedMemoryStatusResponse")()
-        for region in self._control().shared_memory(asked.name):
+        for region in self._control().shared_memory(peer, asked.name):
             told = answer.regions[region["name"]]
             told.name, told.key = region["name"], region["key"]
             told.offset, told.byte_size = region["offset"], region["byte_size"]
         return answer
 
-    async def _register_shared_memory(self, asked: Any) -> Any:
+    async def _register_shared_memory(self, asked: Any, peer: Peer) -> Any:
         await self._control().register_shared_memory(
-            asked.name, key=asked.key, offset=asked.offset, byte_size=asked.byte_size
+            peer, asked.name, key=asked.key, offset=asked.offset, byte_size=asked.byte_size
         )
         return _message("SystemSharedMemoryRegisterResponse")()
 
-    async def _unregister_shared_memory(self, asked: Any) -> Any:
-        await self._control().unregister_shared_memory(asked.name)
+    async def _unregister_shared_memory(self, asked: Any, peer: Peer) -> Any:
+        await self._control().unregister_shared_memory(peer, asked.name)
         return _message("SystemSharedMemoryUnregisterResponse")()
 
     async def _cuda_status(self, _: Any) -> Any:
@@ -247,12 +259,21 @@ class InferenceService:
 
 def unary_of(request: str, handler: Handler) -> Unary:
     """A method of the cold kind: parsed, awaited in a task of its own, answered."""
+
+    async def answer(asked: Any, _: Peer) -> Any:
+        return await handler(asked)
+
+    return peer_unary_of(request, answer)
+
+
+def peer_unary_of(request: str, handler: PeerHandler) -> Unary:
+    """The same, for a handler that depends on who asks."""
     parse = protos.message(request).FromString
     tasks: set[asyncio.Task[None]] = set()
 
     async def run(call: Call, asked: Any) -> None:
         try:
-            answer = await handler(asked)
+            answer = await handler(asked, call.peer())
             call.finish(answer.SerializeToString())
         except HeadraceError as error:
             call.fail(error)

@@ -25,7 +25,7 @@ from headrace.frontends.http2.http_stream import HttpStream, http_meaning
 from headrace.frontends.http2.machine import Machine
 from headrace.frontends.http2.streams import Sender, Stream
 from headrace.frontends.lane import NEVER, Lane
-from headrace.frontends.peer import UNKNOWN_PEER, Peer, peer_of
+from headrace.frontends.peer import Peer, peer_of
 
 _LINGER_S = 2.0
 """After the last frame the rest of what the client sends is read and dropped for so long: closing
@@ -66,6 +66,7 @@ class Http2Connection(asyncio.Protocol):
         self._head: object = None  # what was awaited when last looked at
         self._unsent_bytes = 0
         self._sent_s = 0.0
+        self._ends: Peer | None = None  # once it was asked for
 
     # -- asyncio -------------------------------------------------------------------------------
 
@@ -194,8 +195,10 @@ class Http2Connection(asyncio.Protocol):
         self._lane.loop.run_in_executor(None, work).add_done_callback(done)
 
     def peer(self) -> Peer:
-        """Both ends of the connection."""
-        return peer_of(self._transport)
+        """See ``Connected``."""
+        if self._ends is None:
+            self._ends = peer_of(self._transport)
+        return self._ends
 
     def emptied(self) -> None:
         """The connection is idle now, or ends with the next write."""
@@ -354,7 +357,7 @@ class _Nobody:
         pass
 
     def peer(self) -> Peer:
-        return UNKNOWN_PEER
+        return Peer()
 
     def emptied(self) -> None:
         pass

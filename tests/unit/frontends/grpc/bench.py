@@ -14,7 +14,6 @@ from headrace.config import ModelConfig
 from headrace.engine.engine import Engine
 from headrace.engine.served import Profile, ServedModel
 from headrace.frontends import status
-from headrace.frontends.codecs.v2_parameters import NO_SHARED_MEMORY
 from headrace.frontends.codecs.v2_proto import RequestDecoder, ResponseEncoder
 from headrace.frontends.grpc.call import Incoming, LongCalls, Metadata
 from headrace.frontends.grpc.infer import InferMethods
@@ -153,8 +152,8 @@ class Bench:
         self._serve("count", self.count, Profile(max_rows=1, batchable=False))
         self.methods = InferMethods(
             self.engine,
-            RequestDecoder(NO_SHARED_MEMORY),
-            ResponseEncoder(NO_SHARED_MEMORY),
+            RequestDecoder(),
+            ResponseEncoder(),
             self.long_calls,
         )
 

@@ -10,6 +10,7 @@ from headrace import protos
 from headrace.errors import InvalidRequest, ModelNotFound
 from headrace.frontends.grpc.call import LateMethods, Method, Methods
 from headrace.frontends.grpc.service import SERVICE, InferenceService
+from headrace.frontends.peer import Peer
 from headrace.testing.control import FakeControl
 from headrace.testing.engine_view import FakeEngineView
 from headrace.types import ModelMetadata, TensorSpec
@@ -45,8 +46,8 @@ class Answering(FakeControl):
         await super().log_settings(update)
         return self.settings
 
-    def shared_memory(self, region: str = "") -> list[dict[str, Any]]:
-        super().shared_memory(region)
+    def shared_memory(self, peer: Peer, region: str = "") -> list[dict[str, Any]]:
+        super().shared_memory(peer, region)
         return self.regions
 
 
