@@ -64,6 +64,39 @@ class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     write_timeout_s: Seconds = 60.0
     """A client that does not read its answer for so long is disconnected."""
 
+    max_inputs: Positive = 1024
+    """Inputs in one request. A table model has one for each column; few have hundreds."""
+
+    max_outputs: Positive = 1024
+    """Outputs that one request asks for."""
+
+    max_parameters: Positive = 256
+    """Parameters of a request, or of one tensor; known ones are about a dozen."""
+
+    max_name_length: Positive = 4096
+    """Characters of a request's id and of names in it, where a request is larger than 64 KiB."""
+
+    max_rank: Annotated[int, Meta(ge=1, le=64)] = 32
+    """Dimensions of a tensor; numpy's own limit is 64, ONNX models have up to 8."""
+
+    max_values: Positive = 1_000_000
+    """JSON values in one body that become one object each: rows of V1 and generate requests, texts,
+    parameters. Numbers of V2 tensors do not count. Also elements of a gRPC request's integer
+    contents, and values of a V1 or generate answer. A million are a tenth of a second of work, or
+    six images of 224x224 in V1."""
+
+    max_strings: Positive = 100_000
+    """Elements of a request's BYTES tensors. Each becomes an object, however short:
+    25 ms of work."""
+
+    max_compression_ratio: Positive = 200
+    """Bytes after decompression for each byte before, beyond the first MiB. Text is at 3 to 20,
+    sparse tensors at 100; gzip's own maximum is 1030, which only one repeated pattern reaches."""
+
+    max_answer_bytes: Positive = 128 * MIB
+    """Largest answer: 8 million floats as JSON, 32 million as binary data. Twice the body, and
+    twice the answers that one HTTP/2 connection holds."""
+
 
 class Http2Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one HTTP/2 connection may cost, beside what ``HttpLimits`` says for both."""

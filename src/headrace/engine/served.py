@@ -108,6 +108,7 @@ class ServedModel:
         "number",
         "on_idle",
         "output_index",
+        "output_row_values",
         "padding",
         "preparing",
         "profile",
@@ -192,6 +193,10 @@ class ServedModel:
         self.uniform_rows = False
         self.set_checks({s.name: check_of(i, s.datatype, s.shape) for i, s in enumerate(inputs)})
         self.output_index = {spec.name: i for i, spec in enumerate(metadata.outputs)}
+        # Elements of all outputs for one row; open dimensions count as 1.
+        self.output_row_values = sum(
+            prod([abs(size) for size in spec.shape]) for spec in metadata.outputs
+        )
 
     @property
     def places(self) -> int:

@@ -8,19 +8,35 @@ from collections.abc import Callable
 
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.lane import Lane
-from headrace.frontends.refusals import BAD_ENCODING, BODY_TOO_LARGE, Refusal, malformed
+from headrace.frontends.refusals import (
+    BAD_ENCODING,
+    BODY_TOO_LARGE,
+    COMPRESSED_TOO_MUCH,
+    Refusal,
+    malformed,
+)
+from headrace.limits import MIB, HttpLimits
 
 _WINDOW_BITS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
 """As zlib wants them: 15 for its own format (what RFC 9110 calls deflate), +16 for gzip."""
+
+_RATIO_FREE_BYTES = 1 * MIB
+"""A body of zeros may be this large at any ratio: so much costs nothing."""
 
 _MEMBERS_MAX = 64
 """gzip members in one body; splitting a body into millions of empty ones is an attack."""
 
 
-def decompress(body: bytes, encoding: bytes, max_bytes: int) -> bytes | Refusal:
+def decompress(
+    body: bytes,
+    encoding: bytes,
+    max_bytes: int,
+    max_ratio: int = HttpLimits().max_compression_ratio,
+) -> bytes | Refusal:
     """The body without its encoding, or why not. Never holds more than ``max_bytes`` + 1.
 
-    Several gzip members one after another are one body (RFC 1952 section 2.2).
+    Several gzip members one after another are one body (RFC 1952 section 2.2). Beyond the first MiB
+    the result has at most ``max_ratio`` bytes for each byte of ``body``.
     """
     name = encoding.strip().lower()
     if name in (b"", b"identity"):
@@ -29,14 +45,16 @@ def decompress(body: bytes, encoding: bytes, max_bytes: int) -> bytes | Refusal:
     if window_bits is None:
         return BAD_ENCODING
     parts: list[bytes] = []
-    left = max_bytes
+    by_ratio = _RATIO_FREE_BYTES + max_ratio * len(body)
+    left = min(max_bytes, by_ratio)
+    too_large = BODY_TOO_LARGE if max_bytes <= by_ratio else COMPRESSED_TOO_MUCH
     data = body
     try:
         for _ in range(_MEMBERS_MAX):
             member = zlib.decompressobj(window_bits)
             part = member.decompress(data, left + 1)
             if len(part) > left:
-                return BODY_TOO_LARGE
+                return too_large
             parts.append(part)
             left -= len(part)
             if not member.eof:
@@ -62,6 +80,7 @@ def decompress_later(lane: Lane, exchange: Exchange, handle: Callable[[Exchange]
         exchange.body,
         exchange.head.headers[b"content-encoding"],
         lane.limits.max_body_bytes,
+        lane.limits.max_compression_ratio,
     )
 
     def finished(done: asyncio.Future[bytes | Refusal]) -> None:

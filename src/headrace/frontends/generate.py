@@ -15,10 +15,12 @@ from urllib.parse import unquote
 from headrace.clock import MonotonicClock
 from headrace.engine.engine import Engine
 from headrace.errors import HeadraceError, InvalidRequest, Overloaded, detached
+from headrace.frontends import answer_size
 from headrace.frontends.codecs import generate
 from headrace.frontends.exchange import Exchange, head_of
 from headrace.frontends.status import v2_error_body
 from headrace.frontends.wishes import heed
+from headrace.limits import HttpLimits
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import InferenceResponse
 
@@ -43,8 +45,9 @@ Target = tuple[str, str, bool]
 class GenerateRoute:
     """Knows which targets these are, and answers them through the engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, limits: HttpLimits = HttpLimits()) -> None:  # noqa: B008 - frozen
         self._engine = engine
+        self._limits = limits
 
     @staticmethod
     def match(target: bytes) -> Target | None:
@@ -66,15 +69,24 @@ class GenerateRoute:
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
         heed(request, exchange.head.headers)
-        reply = _Stream(exchange) if streams else _One(exchange)
+        served = self._engine.catalog.resolve(model, version)
+        answer_size.check_values(request, served, self._limits)
+        kind = _Stream if streams else _One
+        reply = kind(exchange, self._limits)
         exchange.cancel = self._engine.submit(request, reply).cancel
+
+
+def _encoded(response: InferenceResponse, limits: HttpLimits) -> bytes:
+    answer_size.check_sent(sum(tensor.data.size for tensor in response.outputs), limits)
+    return generate.encode_response(response)
 
 
 class _One:
     """Exactly one answer."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, limits: HttpLimits) -> None:
         self._exchange = exchange
+        self._limits = limits
         self._answers: list[InferenceResponse] = []
 
     def part(self, response: InferenceResponse) -> None:
@@ -96,7 +108,7 @@ class _One:
                     code="not_one_response",
                     hint="POST generate_stream",
                 )
-            body = generate.encode_response(self._answers[0])
+            body = _encoded(self._answers[0], self._limits)
         except Exception as error:  # noqa: BLE001 - or the client would wait for ever
             if not isinstance(error, HeadraceError):
                 _LOG.error("an answer could not be encoded", exc_info=error)
@@ -115,8 +127,9 @@ class _One:
 class _Stream:
     """Any number of answers, as events. Those that cannot be sent yet wait, up to a limit."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, limits: HttpLimits) -> None:
         self._exchange = exchange
+        self._limits = limits
         self._begun = False
         self._ended = False
         self._events: deque[bytes] = deque()
@@ -146,7 +159,7 @@ class _Stream:
 
     def _event(self, response: InferenceResponse) -> bytes:
         try:
-            body = generate.encode_response(response)
+            body = _encoded(response, self._limits)
         except HeadraceError as error:
             body = v2_error_body(detached(error))
         return b"data: " + body + b"\n\n"

@@ -75,6 +75,13 @@ BODY_TOO_LARGE = Refusal(
     "send smaller batches, or raise max_body_bytes",
     "max_body_bytes",
 )
+COMPRESSED_TOO_MUCH = Refusal(
+    413,
+    "compression_ratio",
+    "the compressed data expands more than this server takes",
+    "send it without compression, or raise max_compression_ratio",
+    "max_compression_ratio",
+)
 HEAD_TIMEOUT = Refusal(
     408,
     "header_timeout",

@@ -10,12 +10,15 @@ from headrace.engine.lobby import Lobby
 from headrace.errors import HeadraceError, ModelAbsent
 from headrace.frontends import openai
 from headrace.frontends.asgi_bridge import AsgiBridge
+from headrace.frontends.codecs import json_guard
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.generate import GenerateRoute
 from headrace.frontends.openai import EmbeddingsRoute
+from headrace.frontends.slices import INLINE_BYTES, Slices
 from headrace.frontends.status import openai_error_body, v2_body, v2_error_body
 from headrace.frontends.v1_predict import PredictRoute
 from headrace.frontends.v2_infer import InferRoute
+from headrace.limits import HttpLimits
 
 _LOG = logging.getLogger("headrace.http")
 
@@ -38,6 +41,8 @@ class Router:
         rest: AsgiBridge,
         *,
         lobby: Callable[[], Lobby | None] = lambda: None,
+        max_values: int = HttpLimits().max_values,
+        slices: Slices | None = None,
     ) -> None:
         self._infer = infer
         self._embeddings = embeddings
@@ -45,6 +50,8 @@ class Router:
         self._generate = generate
         self._rest = rest
         self._lobby = lobby
+        self._max_values = max_values
+        self._slices = slices or Slices()
 
     def handle(self, exchange: Exchange) -> None:
         """Answers the exchange, now or later.
@@ -71,6 +78,34 @@ class Router:
             if head.route is not None:
                 self._infer.handle(exchange, *head.route)
                 return
+        if len(exchange.body) > INLINE_BYTES:
+            self._count(exchange)
+        else:
+            self._others(exchange)
+
+    def _count(self, exchange: Exchange) -> None:
+        """Counts the values of a large body before any route makes objects of them."""
+
+        def counted(_: None) -> None:
+            exchange.cancel = None
+            try:
+                self._others(exchange)
+            except ModelAbsent as absent:
+                self._wait(exchange, absent)
+
+        def failed(error: Exception) -> None:
+            exchange.cancel = None
+            if not isinstance(error, HeadraceError):
+                _LOG.error("a handler failed", exc_info=error)
+            exchange.respond_error(error, _error_body_of(exchange))
+
+        steps = json_guard.check_values(exchange.body, self._max_values)
+        exchange.cancel = self._slices.run(steps, counted, failed)
+
+    def _others(self, exchange: Exchange) -> None:
+        """Hands on what is no V2 inference."""
+        head = exchange.head
+        if head.method == b"POST":
             if _is_openai(exchange):
                 self._embeddings.handle(exchange)
                 return
@@ -89,7 +124,7 @@ class Router:
         lobby = self._lobby()
         if lobby is None:
             raise absent
-        body_of = openai_error_body if _is_openai(exchange) else v2_error_body
+        body_of = _error_body_of(exchange)
 
         def refuse(error: BaseException) -> None:
             exchange.cancel = None
@@ -134,6 +169,10 @@ class ScrapeRouter:
 
 def _is_openai(exchange: Exchange) -> bool:
     return exchange.head.target.partition(b"?")[0] == openai.TARGET
+
+
+def _error_body_of(exchange: Exchange) -> Callable[[BaseException], bytes]:
+    return openai_error_body if _is_openai(exchange) else v2_error_body
 
 
 def _origin_form(target: bytes) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -120,6 +121,12 @@ def grpc_answer(error: BaseException) -> tuple[int, str, tuple[tuple[bytes, byte
     return GRPC_CODES[status_of(error).grpc], text, tuple(trailers)
 
 
+_QUOTED_MAX = 4096
+_ITEMS_MAX = 1024
+"""Characters of a text and items of a list in an error that is sent: names of all of a model's
+inputs fit, a shape of millions of dimensions does not."""
+
+
 def retry_after_header(error: BaseException) -> str | None:
     """Value of ``Retry-After`` in whole seconds (at least 1), or None where it has no place.
 
@@ -180,8 +187,19 @@ def _told(error: BaseException) -> tuple[str, str, str, dict[str, Any]]:
     knows what a ``KeyError`` would tell.
     """
     if isinstance(error, HeadraceError) and _row(error) is not None:
-        return error.message, error.code, error.hint, error.details
+        return clipped(error.message), error.code, clipped(error.hint), clipped(error.details)
     return INTERNAL_TEXT, "internal", "", {}
+
+
+def clipped(value: Any) -> Any:
+    """The value with its texts and lists cut to a bounded length: it may quote a whole request."""
+    if isinstance(value, str):
+        return value if len(value) <= _QUOTED_MAX else value[:_QUOTED_MAX] + "…"
+    if isinstance(value, dict):
+        return {key: clipped(each) for key, each in islice(value.items(), _ITEMS_MAX)}
+    if isinstance(value, list | tuple):
+        return [clipped(each) for each in value[:_ITEMS_MAX]]
+    return value
 
 
 def _encode(body: dict[str, Any]) -> bytes:

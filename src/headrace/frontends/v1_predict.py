@@ -11,9 +11,11 @@ from headrace.clock import MonotonicClock
 from headrace.engine.engine import Engine
 from headrace.engine.served import ServedModel
 from headrace.errors import HeadraceError
+from headrace.frontends import answer_size
 from headrace.frontends.codecs import v1_json
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.wishes import heed
+from headrace.limits import HttpLimits
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import InferenceRequest, InferenceResponse, Tensor
 
@@ -38,8 +40,9 @@ class Records(Protocol):
 class PredictRoute:
     """Answers ``:predict`` for every model."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, limits: HttpLimits = HttpLimits()) -> None:  # noqa: B008 - frozen
         self._engine = engine
+        self._limits = limits
 
     @staticmethod
     def match(target: bytes) -> str | None:
@@ -64,22 +67,27 @@ class PredictRoute:
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
         heed(request, exchange.head.headers)
-        exchange.cancel = self._engine.submit(request, _PredictReply(exchange, served)).cancel
+        answer_size.check_values(request, served, self._limits)
+        reply = _PredictReply(exchange, served, self._limits)
+        exchange.cancel = self._engine.submit(request, reply).cancel
 
 
 class _PredictReply:
     """Turns the engine's answer into predictions."""
 
-    __slots__ = ("_exchange", "_served")
+    __slots__ = ("_exchange", "_limits", "_served")
 
-    def __init__(self, exchange: Exchange, served: ServedModel) -> None:
+    def __init__(self, exchange: Exchange, served: ServedModel, limits: HttpLimits) -> None:
         self._exchange = exchange
         self._served = served
+        self._limits = limits
 
     def complete(self, response: InferenceResponse, record: RequestRecord) -> None:
         self._exchange.cancel = None
         records = _records(self._served)
         try:
+            values = sum(tensor.data.size for tensor in response.outputs)
+            answer_size.check_sent(values, self._limits)
             if records is not None:
                 body = v1_json.encode_records(records.to_records(response.outputs))
             else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
+from functools import partial
 from urllib.parse import unquote
 
 import msgspec
@@ -12,12 +14,16 @@ import numpy as np
 from headrace.clock import MonotonicClock
 from headrace.engine.engine import Engine
 from headrace.engine.inflight import Ticket
-from headrace.errors import HeadraceError, InvalidRequest
+from headrace.engine.lobby import Waiting
+from headrace.errors import HeadraceError, InvalidRequest, ModelAbsent
+from headrace.frontends.answer_size import check_bytes, too_large
 from headrace.frontends.answered import Answered, Name
-from headrace.frontends.codecs import v2_binary, v2_json, v2_json_answer
+from headrace.frontends.codecs import v2_binary, v2_json, v2_json_answer, v2_json_large
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.shared_memory import RequestMemory, SharedMemory
+from headrace.frontends.slices import INLINE_BYTES, Slices
 from headrace.frontends.wishes import SLO, TENANT, heed
+from headrace.limits import HttpLimits
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import DTYPE_OF, DYNAMIC, InferenceRequest, InferenceResponse, Tensor
 
@@ -32,10 +38,18 @@ _JSON_SIZE = b"inference-header-content-length"
 class InferRoute:
     """Knows which targets are inference requests, and answers them through the engine."""
 
-    def __init__(self, engine: Engine, shared: SharedMemory | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        shared: SharedMemory | None = None,
+        limits: HttpLimits = HttpLimits(),  # noqa: B008 - frozen
+        slices: Slices | None = None,
+    ) -> None:
         self._engine = engine
         self._shared = shared or SharedMemory()
-        self._answered = Answered(engine)
+        self.answered = Answered(engine)
+        self.limits = limits
+        self.slices = slices or Slices()
 
     @staticmethod
     def match(target: bytes) -> tuple[str, str] | None:
@@ -49,34 +63,73 @@ class InferRoute:
         Raises:
             HeadraceError: known at once.
         """
-        headers = exchange.head.headers
+        body, headers = exchange.body, exchange.head.headers
         size = headers.get(_JSON_SIZE)
-        name = (model, version, headers.get(TENANT), exchange.body)
-        if size is None and self._answered and headers.get(SLO) is None:
-            answer = self._answered.find(name, exchange.arrived_ns)
+        name = (model, version, headers.get(TENANT), body)
+        json_size = None if size is None else _json_size(size)
+        shared = RequestMemory(self._shared, exchange.connection)
+        if (len(body) if json_size is None else json_size) > INLINE_BYTES:
+            self._decode_later(exchange, name, json_size, shared)
+            return
+        if size is None and self.answered and headers.get(SLO) is None:
+            answer = self.answered.find(name, exchange.arrived_ns)
             if answer is not None:
                 exchange.respond_json(answer)
                 return
-        shared = RequestMemory(self._shared, exchange.connection)
-        json_size = None if size is None else _json_size(size)
         if json_size == 0:
-            request = self._raw_request(exchange.body, model, version)
+            request = self._raw_request(body, model, version)
         else:
             request = v2_json.decode_request(
-                exchange.body,
+                body,
                 model_name=model,
                 model_version=version,
                 json_size=json_size,
                 shared=shared,
+                limits=self.limits,
             )
+        self._submit(exchange, self._reply(exchange, name, request, shared))
+
+    def _submit(self, exchange: Exchange, reply: _InferReply) -> None:
+        ticket = self._engine.submit(reply.request, reply)
+        exchange.cancel = ticket.cancel
+        if reply.shared.regions:
+            reply.shared.follow(ticket)
+
+    def _reply(
+        self, exchange: Exchange, name: Name, request: InferenceRequest, shared: RequestMemory
+    ) -> _InferReply:
+        """What answers. Raises HeadraceError where the answer would be too large."""
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
-        heed(request, headers)
-        reply = _InferReply(exchange, request, shared, self._answered, name)
-        ticket = self._engine.submit(request, reply)
-        exchange.cancel = ticket.cancel
-        if shared.regions:
-            shared.follow(ticket)
+        heed(request, exchange.head.headers)
+        check_bytes(request, self._engine.catalog.resolve(name[0], name[1]), self.limits)
+        return _InferReply(exchange, request, shared, self, name)
+
+    def _decode_later(
+        self, exchange: Exchange, name: Name, json_size: int | None, shared: RequestMemory
+    ) -> None:
+        """Decodes and submits in slices, for a model that is there."""
+        model, version = name[:2]
+        self._engine.catalog.resolve(model, version)
+        steps = v2_json_large.decode_steps(
+            exchange.body,
+            model_name=model,
+            model_version=version,
+            json_size=json_size,
+            shared=shared,
+            limits=self.limits,
+        )
+
+        def done(request: InferenceRequest) -> None:
+            reply = self._reply(exchange, name, request, shared)
+            try:
+                self._submit(exchange, reply)
+            except ModelAbsent as absent:  # it has left in the meantime
+                exchange.cancel = Waiting(
+                    self._engine, absent, request, reply, then=shared.follow
+                ).cancel
+
+        exchange.cancel = self.slices.run(steps, done, partial(fail, exchange))
 
     def _raw_request(self, body: bytes, model: str, version: str) -> InferenceRequest:
         """The whole body is the one input (binary extension, "raw binary request")."""
@@ -115,27 +168,30 @@ class _InferReply(msgspec.Struct, eq=False):
     exchange: Exchange
     request: InferenceRequest
     shared: RequestMemory
-    answered: Answered
+    route: InferRoute
     name: Name
 
     def complete(self, response: InferenceResponse, record: RequestRecord) -> None:
-        exchange = self.exchange
+        exchange, route = self.exchange, self.route
         exchange.cancel = None
+        if v2_json_answer.is_large(response.outputs):
+            steps = v2_json_answer.encode_steps(
+                response, self.request, self.shared, route.limits.max_answer_bytes
+            )
+            exchange.cancel = route.slices.run(
+                steps, partial(_respond, exchange), partial(fail, exchange)
+            )
+            return
         try:
             body, blobs = v2_json_answer.encode_response(response, self.request, self.shared)
+            if len(body) > route.limits.max_answer_bytes:  # few texts, but long ones
+                raise too_large(route.limits.max_answer_bytes)
         except Exception as error:  # noqa: BLE001 - or the client would wait for ever
-            if not isinstance(error, HeadraceError):
-                _LOG.error("an answer could not be encoded", exc_info=error)
-            exchange.respond_error(error)
+            fail(exchange, error)
             return
         record.encoded_ns = _now_ns()
         if blobs:
-            exchange.respond(
-                200,
-                b"".join([body, *blobs]),
-                content_type=b"application/octet-stream",
-                headers=((_JSON_SIZE, b"%d" % len(body)),),
-            )
+            _respond(exchange, (body, blobs))
         else:
             exchange.respond_json(body)
             kept = record.kept if isinstance(record, Ticket) else None
@@ -144,12 +200,37 @@ class _InferReply(msgspec.Struct, eq=False):
                 and exchange.head.headers.get(_JSON_SIZE) is None
                 and not self.shared.regions  # equal bytes ask about what is in them then
             ):
-                self.answered.keep(self.name, kept, body)
+                route.answered.keep(self.name, kept, body)
         record.written_ns = _now_ns()
 
     def fail(self, error: HeadraceError) -> None:
         self.exchange.cancel = None
         self.exchange.respond_error(error)
+
+
+def _respond(exchange: Exchange, answer: tuple[bytes, Sequence[bytes]]) -> None:
+    """200 with JSON and the binary tensors that follow it."""
+    exchange.cancel = None
+    body, blobs = answer
+    if not blobs:
+        exchange.respond(200, body)
+        return
+    exchange.respond(
+        200,
+        b"".join([body, *blobs]),
+        content_type=b"application/octet-stream",
+        headers=((_JSON_SIZE, b"%d" % len(body)),),
+    )
+
+
+def fail(exchange: Exchange, error: Exception) -> None:
+    """Answers with the error; one that is not foreseen is written to the log."""
+    exchange.cancel = None
+    if not isinstance(error, HeadraceError):
+        _LOG.error(
+            "a request could not be decoded, or its answer could not be encoded", exc_info=error
+        )
+    exchange.respond_error(error)
 
 
 def _one_input(model: str, version: str, tensor: Tensor) -> InferenceRequest:

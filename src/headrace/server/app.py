@@ -40,6 +40,7 @@ from headrace.frontends.openai import EmbeddingsRoute
 from headrace.frontends.router import Router, ScrapeRouter
 from headrace.frontends.shared_memory import SharedMemory
 from headrace.frontends.site_guard import SiteGuard
+from headrace.frontends.slices import Slices
 from headrace.frontends.v1_predict import PredictRoute
 from headrace.frontends.v2_infer import InferRoute
 from headrace.loading import cache_folder
@@ -136,13 +137,16 @@ class Application:
         self._rest = LateApplication(self._build_rest)
         self._guard = SiteGuard((server.host, *server.allowed_hosts))
         bridge = AsgiBridge(self._rest, scheme="https" if server.tls else "http")
+        limits, slices = server.limits, Slices()
         router = Router(
-            InferRoute(self.engine, self.shared_memory),
+            InferRoute(self.engine, self.shared_memory, limits, slices),
             EmbeddingsRoute(self.engine),
-            PredictRoute(self.engine),
-            GenerateRoute(self.engine),
+            PredictRoute(self.engine, limits),
+            GenerateRoute(self.engine, limits),
             bridge,
             lobby=lambda: self.engine.lobby,
+            max_values=limits.max_values,
+            slices=slices,
         )
         self.lane = self._make_lane(router.handle)
         self._scrape_lane = self._make_lane(ScrapeRouter(bridge).handle)  # has no gRPC methods
@@ -340,12 +344,14 @@ class Application:
         from headrace.frontends.grpc.standard import standard_methods
         from headrace.frontends.rest import EXTENSIONS
 
+        limits = self._config.server.limits
         infer = InferMethods(
             self.engine,
-            RequestDecoder(),
-            ResponseEncoder(),
+            RequestDecoder(limits),
+            ResponseEncoder(limits.max_answer_bytes),
             self._long_calls,
-            self.shared_memory,
+            shared=self.shared_memory,
+            limits=limits,
         )
         service = InferenceService(
             infer,

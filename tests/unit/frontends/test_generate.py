@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -190,6 +191,9 @@ class Engine:
 
     def metadata(self, name: str, version: str = "") -> ModelMetadata:
         return SIGNATURE
+
+    def resolve(self, name: str, version: str = "") -> Any:
+        return SimpleNamespace(batchable=False, output_row_values=1)
 
     def submit(self, request: InferenceRequest, reply: Any) -> Ticket:
         self.reply = reply

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from headrace import protos
 from headrace.frontends.codecs import v2_binary
+from headrace.frontends.codecs.proto_parameters import read_parameters, write_parameters
 from headrace.frontends.codecs.v2_proto import (
     ResponseEncoder,
-    read_parameters,
     varint,
-    write_parameters,
 )
 from headrace.types import (
     InferenceRequest,

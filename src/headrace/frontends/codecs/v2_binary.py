@@ -11,18 +11,21 @@ from math import prod
 
 import numpy as np
 
-from headrace.errors import InvalidRequest
+from headrace.errors import InvalidRequest, PayloadTooLarge
+from headrace.limits import HttpLimits
 from headrace.types import DTYPE_OF, Tensor
 
 _LENGTH = struct.Struct("<I")
+
+STRINGS_MAX = HttpLimits().max_strings
 
 
 class Reader:
     """Takes tensors off the tail of a request body, in the order of the inputs."""
 
-    __slots__ = ("_body", "_offset")
+    __slots__ = ("_body", "_offset", "_strings_left")
 
-    def __init__(self, body: bytes, offset: int) -> None:
+    def __init__(self, body: bytes, offset: int, strings_max: int = STRINGS_MAX) -> None:
         if not 0 <= offset <= len(body):
             raise InvalidRequest(
                 f"Inference-Header-Content-Length says {offset} bytes, the body has {len(body)}",
@@ -33,6 +36,7 @@ class Reader:
             )
         self._body = body
         self._offset = offset
+        self._strings_left = strings_max
 
     def read(self, name: str, datatype: str, shape: tuple[int, ...], size_bytes: int) -> np.ndarray:
         """The next ``size_bytes`` as an array of ``shape``; a view where it can be one.
@@ -52,7 +56,18 @@ class Reader:
                 got=len(self._body) - start,
             )
         self._offset = end
-        return decode(self._body, start, size_bytes, name=name, datatype=datatype, shape=shape)
+        array = decode(
+            self._body,
+            start,
+            size_bytes,
+            name=name,
+            datatype=datatype,
+            shape=shape,
+            strings_max=self._strings_left,
+        )
+        if datatype == "BYTES":
+            self._strings_left -= array.size
+        return array
 
     def finish(self) -> None:
         """Nothing may be left over.
@@ -70,7 +85,14 @@ class Reader:
 
 
 def decode(
-    body: bytes, start: int, size_bytes: int, *, name: str, datatype: str, shape: tuple[int, ...]
+    body: bytes,
+    start: int,
+    size_bytes: int,
+    *,
+    name: str,
+    datatype: str,
+    shape: tuple[int, ...],
+    strings_max: int = STRINGS_MAX,
 ) -> np.ndarray:
     """``size_bytes`` of ``body`` as an array of ``shape`` (read-only where it is a view).
 
@@ -78,6 +100,9 @@ def decode(
         InvalidRequest: the size disagrees with the shape.
     """
     if datatype == "BYTES":
+        count = min(prod(shape), size_bytes // _LENGTH.size)
+        if count > strings_max:
+            raise too_many_strings(count, strings_max)
         return _decode_bytes(body, start, size_bytes, name, shape)
     dtype = DTYPE_OF[datatype]
     # Python's integers: a product that wraps around cannot agree by accident.
@@ -100,6 +125,18 @@ def decode(
     elif not array.flags.aligned:
         array = array.copy()
     return array.reshape(shape)
+
+
+def too_many_strings(got: int, allowed: int) -> PayloadTooLarge:
+    """The error for a request with more elements of BYTES tensors than ``max_strings``."""
+    return PayloadTooLarge(
+        f"the request has {got} more BYTES elements where {allowed} are allowed",
+        code="too_many_strings",
+        hint="send several requests, or raise max_strings",
+        limit="max_strings",
+        allowed=allowed,
+        got=got,
+    )
 
 
 def empty(name: str, datatype: str, shape: tuple[int, ...]) -> np.ndarray:

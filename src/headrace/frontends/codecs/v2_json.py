@@ -10,6 +10,7 @@ incoming ones are malformed.
 
 from __future__ import annotations
 
+import re
 from math import prod
 from typing import Annotated, Any, NoReturn
 
@@ -22,10 +23,13 @@ from headrace.frontends.codecs.v2_parameters import (
     NO_SHARED_MEMORY,
     SharedMemory,
     apply_parameters,
+    check_parameters,
     flag,
     shared_memory_of,
+    too_many,
     whole_number,
 )
+from headrace.limits import HttpLimits
 from headrace.types import (
     DTYPE_OF,
     InferenceRequest,
@@ -33,11 +37,10 @@ from headrace.types import (
     Tensor,
 )
 
-_RANK_MAX = 32
-"""Dimensions a tensor may have; numpy's own limit is 64, ONNX models have up to 8."""
+_LIMITS = HttpLimits()
 
 
-class _Input(Tensor, gc=False):
+class Input(Tensor, gc=False):
     """A tensor whose ``data`` is still JSON. Becomes the tensor itself: one object less."""
 
     name: str
@@ -53,13 +56,13 @@ class _Output(msgspec.Struct, gc=False):
 
 
 class _Request(msgspec.Struct):
-    inputs: list[_Input]
+    inputs: list[Input]
     id: str = ""
     outputs: list[_Output] | None = None
     parameters: dict[str, Any] | None = None
 
 
-_decode_request = msgspec.json.Decoder(_Request).decode
+_parse_request = msgspec.json.Decoder(_Request).decode
 
 _ELEMENT = {
     "BOOL": bool,
@@ -88,7 +91,7 @@ def _to_bytes(array: np.ndarray) -> np.ndarray:
 _CONVERT = {"BF16": _to_bfloat16, "BYTES": _to_bytes}
 """Datatypes whose elements in JSON are not those of ``Tensor.data``."""
 
-_FLAT = {
+FLAT = {
     datatype: (
         msgspec.json.Decoder(list[_ELEMENT.get(datatype, int)]).decode,  # type: ignore[misc]
         np.dtype(np.float32) if datatype == "BF16" else dtype,
@@ -106,6 +109,7 @@ def decode_request(
     model_version: str,
     json_size: int | None = None,
     shared: SharedMemory = NO_SHARED_MEMORY,
+    limits: HttpLimits = _LIMITS,
 ) -> InferenceRequest:
     """The body of ``POST …/infer`` as a request.
 
@@ -119,34 +123,66 @@ def decode_request(
         InvalidRequest: malformed JSON, missing fields, unknown datatypes, a shape whose
             product disagrees with the data, or a parameter that cannot be.
     """
-    try:
-        parsed = _decode_request(body if json_size is None else memoryview(body)[:json_size])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        _malformed(error)
+    parsed = parse(body if json_size is None else memoryview(body)[:json_size], limits)
     inputs = parsed.inputs
     if json_size is None:
         for tensor in inputs:
-            tensor.data = _array_of(tensor, None, shared)  # type: ignore[assignment]  # now a Tensor
+            tensor.data = array_of(tensor, None, shared, limits)  # type: ignore[assignment]  # now a Tensor
     else:
-        binary = v2_binary.Reader(body, json_size)
+        binary = v2_binary.Reader(body, json_size, limits.max_strings)
         for tensor in inputs:
-            tensor.data = _array_of(tensor, binary, shared)  # type: ignore[assignment]
+            tensor.data = array_of(tensor, binary, shared, limits)  # type: ignore[assignment]
         binary.finish()
-    tensors: list[Tensor] = inputs  # type: ignore[assignment]  # nobody adds to the list
+    return request_of(parsed, model_name, model_version, shared, limits)
+
+
+def parse(text: bytes | memoryview, limits: HttpLimits) -> _Request:
+    """The JSON part, whose tensors are JSON still.
+
+    Raises:
+        InvalidRequest: malformed JSON, missing fields, or more of something than ``limits`` allow.
+    """
+    try:
+        parsed = _parse_request(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        malformed(error)
+    if len(parsed.inputs) > limits.max_inputs:
+        raise too_many("inputs", len(parsed.inputs), "max_inputs", limits.max_inputs)
+    return parsed
+
+
+def request_of(
+    parsed: _Request,
+    model_name: str,
+    model_version: str,
+    shared: SharedMemory,
+    limits: HttpLimits,
+) -> InferenceRequest:
+    """The request, once the ``data`` of its inputs are arrays.
+
+    Raises:
+        InvalidRequest: a parameter or an output that cannot be.
+    """
+    tensors: list[Tensor] = parsed.inputs  # type: ignore[assignment]  # nobody adds to the list
     request = InferenceRequest(model_name, tensors, model_version, parsed.id)
     parameters = parsed.parameters
     if parameters:
+        check_parameters(parameters, limits)
         apply_parameters(request, parameters)
         flag(parameters, "binary_data_output")
-    if parsed.outputs is not None:
+    outputs = parsed.outputs
+    if outputs is not None:
+        if len(outputs) > limits.max_outputs:
+            raise too_many("outputs", len(outputs), "max_outputs", limits.max_outputs)
         default = bool(parameters and parameters.get("binary_data_output"))
         request.outputs = [
-            _decode_output(output, shared, default=default) for output in parsed.outputs
+            _decode_output(output, shared, limits, default=default) for output in outputs
         ]
     return request
 
 
-def _malformed(error: Exception) -> NoReturn:
+def malformed(error: Exception) -> NoReturn:
+    """The body is no JSON, or not of the protocol's shape."""
     if isinstance(error, msgspec.ValidationError):
         raise InvalidRequest(
             f"the request does not have the shape of the protocol: {error}",
@@ -160,25 +196,27 @@ def _malformed(error: Exception) -> NoReturn:
     ) from None
 
 
-def _array_of(tensor: _Input, binary: v2_binary.Reader | None, shared: SharedMemory) -> np.ndarray:
+def array_of(
+    tensor: Input, binary: v2_binary.Reader | None, shared: SharedMemory, limits: HttpLimits
+) -> np.ndarray:
+    """The elements of one input, wherever they are.
+
+    Raises:
+        InvalidRequest: they are not what its shape and datatype say.
+    """
     datatype = tensor.datatype
-    kind = _FLAT.get(datatype)
+    kind = FLAT.get(datatype)
     if kind is None:
-        raise InvalidRequest(
-            f"input '{tensor.name}' has the unknown datatype '{datatype}'",
-            code="unknown_datatype",
-            hint=f"the datatypes are {', '.join(DTYPE_OF)}",
-            input=tensor.name,
-            got=datatype,
-        )
+        _unknown_datatype(tensor)
     shape = tensor.shape
-    if len(shape) > _RANK_MAX:
+    if len(shape) > limits.max_rank:
         raise InvalidRequest(
-            f"input '{tensor.name}' has {len(shape)} dimensions, more than {_RANK_MAX}",
+            f"input '{tensor.name}' has {len(shape)} dimensions, more than {limits.max_rank}",
             code="wrong_shape",
             input=tensor.name,
         )
     if tensor.parameters:
+        check_parameters(tensor.parameters, limits)
         where = shared_memory_of(tensor.parameters, tensor.name)
         if where is not None:
             return shared.read(where, name=tensor.name, datatype=datatype, shape=shape)
@@ -186,21 +224,16 @@ def _array_of(tensor: _Input, binary: v2_binary.Reader | None, shared: SharedMem
         if size_bytes is not None:
             return _decode_binary(tensor, shape, size_bytes, binary)
     flat, dtype, convert = kind
+    # Python's integers: a product that wraps around cannot agree by accident.
+    count = prod(shape)
+    if datatype == "BYTES" and count > limits.max_strings:
+        raise v2_binary.too_many_strings(count, limits.max_strings)
     try:
         values = flat(tensor.data)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         values = _decode_nested(tensor, shape, error)
-    # Python's integers: a product that wraps around cannot agree by accident.
-    count = prod(shape)
     if len(values) != count:
-        raise InvalidRequest(
-            f"unable to parse 'data' of input '{tensor.name}': shape {list(shape)} means {count} "
-            f"elements, got {len(values)}",
-            code="shape_data_mismatch",
-            input=tensor.name,
-            expected=count,
-            got=len(values),
-        )
+        mismatch(tensor, count, len(values))
     if not values:
         return v2_binary.empty(tensor.name, datatype, shape)
     try:
@@ -211,16 +244,54 @@ def _array_of(tensor: _Input, binary: v2_binary.Reader | None, shared: SharedMem
         if convert is not None:
             array = convert(array)
     except (OverflowError, FloatingPointError) as error:
-        raise InvalidRequest(
-            f"input '{tensor.name}' holds a number that {datatype} cannot represent: {error}",
-            code="out_of_range",
-            input=tensor.name,
-            expected=datatype,
-        ) from None
+        out_of_range(tensor, error)
     return array.reshape(shape)
 
 
-def _decode_nested(tensor: _Input, shape: tuple[int, ...], problem: Exception) -> list[Any]:
+def _unknown_datatype(tensor: Input) -> NoReturn:
+    raise InvalidRequest(
+        f"input '{tensor.name}' has the unknown datatype '{tensor.datatype}'",
+        code="unknown_datatype",
+        hint=f"the datatypes are {', '.join(DTYPE_OF)}",
+        input=tensor.name,
+        got=tensor.datatype,
+    )
+
+
+def mismatch(tensor: Input, count: int, got: int) -> NoReturn:
+    """The shape means ``count`` elements."""
+    raise InvalidRequest(
+        f"unable to parse 'data' of input '{tensor.name}': shape {list(tensor.shape)} means "
+        f"{count} elements, got {got}",
+        code="shape_data_mismatch",
+        input=tensor.name,
+        expected=count,
+        got=got,
+    )
+
+
+def wrong_nesting(tensor: Input) -> NoReturn:
+    """The lists are not nested as the shape says."""
+    raise InvalidRequest(
+        f"unable to parse 'data' of input '{tensor.name}': the nested lists do not have "
+        f"the shape {list(tensor.shape)}",
+        code="shape_data_mismatch",
+        input=tensor.name,
+        expected=list(tensor.shape),
+    )
+
+
+def out_of_range(tensor: Input, error: Exception) -> NoReturn:
+    """A number does not fit into the datatype."""
+    raise InvalidRequest(
+        f"input '{tensor.name}' holds a number that {tensor.datatype} cannot represent: {error}",
+        code="out_of_range",
+        input=tensor.name,
+        expected=tensor.datatype,
+    ) from None
+
+
+def _decode_nested(tensor: Input, shape: tuple[int, ...], problem: Exception) -> list[Any]:
     """Nested data, which must be nested exactly as ``shape`` says, as a flat list."""
     raw = bytes(tensor.data)
     if not raw:
@@ -230,31 +301,33 @@ def _decode_nested(tensor: _Input, shape: tuple[int, ...], problem: Exception) -
             hint="send 'data', or 'parameters': {'binary_data_size': N} with binary data",
             input=tensor.name,
         )
-    depth = min(len(raw) - len(raw.lstrip(b"[ \t\r\n")), _RANK_MAX + 1)
-    if raw[:depth].count(b"[") < 2:
-        _wrong_data(tensor, problem)
+    if not is_nested(raw):
+        wrong_data(tensor, problem)
     nested: Any = _ELEMENT.get(tensor.datatype, int)
     for _ in shape:
         nested = list[nested]
     try:
         values: Any = msgspec.json.decode(raw, type=nested)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        _wrong_data(tensor, error)
+        wrong_data(tensor, error)
     level: list[Any] = [values]
     for size in shape:
         if any(len(part) != size for part in level):
-            raise InvalidRequest(
-                f"unable to parse 'data' of input '{tensor.name}': the nested lists do not have "
-                f"the shape {list(shape)}",
-                code="shape_data_mismatch",
-                input=tensor.name,
-                expected=list(shape),
-            )
+            wrong_nesting(tensor)
         level = [element for part in level for element in part]
     return level
 
 
-def _wrong_data(tensor: _Input, error: Exception) -> NoReturn:
+_NESTED = re.compile(rb"[ \t\r\n]*\[[ \t\r\n]*\[")
+
+
+def is_nested(text: bytes, start: int = 0) -> bool:
+    """Whether the data that begins here is a list of lists."""
+    return _NESTED.match(text, start) is not None
+
+
+def wrong_data(tensor: Input, error: Exception) -> NoReturn:
+    """The data holds values of another kind than the datatype's."""
     kind = {bool: "true or false", float: "numbers", str: "strings"}.get(
         _ELEMENT.get(tensor.datatype, int), "integers"
     )
@@ -267,7 +340,7 @@ def _wrong_data(tensor: _Input, error: Exception) -> NoReturn:
     ) from None
 
 
-def _binary_size(tensor: _Input) -> int | None:
+def _binary_size(tensor: Input) -> int | None:
     parameters = tensor.parameters or {}
     size_bytes = parameters.get("binary_data_size")
     if size_bytes is None:
@@ -283,7 +356,7 @@ def _binary_size(tensor: _Input) -> int | None:
 
 
 def _decode_binary(
-    tensor: _Input, shape: tuple[int, ...], size_bytes: int, binary: v2_binary.Reader | None
+    tensor: Input, shape: tuple[int, ...], size_bytes: int, binary: v2_binary.Reader | None
 ) -> np.ndarray:
     if binary is None:
         raise InvalidRequest(
@@ -302,10 +375,13 @@ def _decode_binary(
     return binary.read(tensor.name, tensor.datatype, shape, size_bytes)
 
 
-def _decode_output(output: _Output, shared: SharedMemory, *, default: bool) -> RequestedOutput:
+def _decode_output(
+    output: _Output, shared: SharedMemory, limits: HttpLimits, *, default: bool
+) -> RequestedOutput:
     parameters = output.parameters
     if not parameters:
         return RequestedOutput(output.name, default or None)
+    check_parameters(parameters, limits)
     binary = parameters.get("binary_data", default)
     if type(binary) is not bool:
         raise InvalidRequest(

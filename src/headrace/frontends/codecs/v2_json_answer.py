@@ -6,15 +6,24 @@ outputs where they matter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from headrace.errors import InferenceFailed
+from headrace.frontends.answer_size import too_large
 from headrace.frontends.codecs import v2_binary
 from headrace.frontends.codecs.v2_parameters import NO_SHARED_MEMORY, SharedMemory
-from headrace.types import InferenceRequest, InferenceResponse, SharedMemoryRange, Tensor
+from headrace.frontends.slices import SLICE_VALUES, Steps
+from headrace.limits import HttpLimits
+from headrace.types import (
+    InferenceRequest,
+    InferenceResponse,
+    RequestedOutput,
+    SharedMemoryRange,
+    Tensor,
+)
 
 
 class _OutputTensor(msgspec.Struct, gc=False, omit_defaults=True):
@@ -66,33 +75,106 @@ def encode_response(
     outputs: list[_OutputTensor] = []
     blobs: list[bytes] = []
     for index, tensor in enumerate(response.outputs):
-        binary = all_binary
-        if wanted is not None:
-            where = wanted[index].shared_memory
-            if where is not None:
-                outputs.append(_put(tensor, where, shared))
-                continue
-            said = wanted[index].binary
-            binary = all_binary if said is None else said
-        if binary:
-            blob = v2_binary.encode(tensor)
-            blobs.append(blob)
-            outputs.append(
-                _OutputTensor(
-                    tensor.name,
-                    tensor.datatype,
-                    tensor.shape,
-                    parameters={"binary_data_size": len(blob)},
-                )
-            )
-        else:
-            outputs.append(
-                _OutputTensor(tensor.name, tensor.datatype, tensor.shape, _to_list(tensor))
-            )
+        asked = None if wanted is None else wanted[index]
+        told = _not_json(tensor, asked, shared, blobs, all_binary=all_binary)
+        if told is None:
+            told = _OutputTensor(tensor.name, tensor.datatype, tensor.shape, _to_list(tensor))
+        outputs.append(told)
     answer = _Response(
         response.model_name, response.model_version, outputs, response.id, response.parameters
     )
     return _encode(answer), blobs
+
+
+INLINE_VALUES = 16_384
+"""Answers up to this size are encoded at once: a millisecond of floats."""
+
+
+def is_large(outputs: Sequence[Tensor]) -> bool:
+    """Whether an answer is to be encoded in steps."""
+    if len(outputs) == 1:
+        return outputs[0].data.size > INLINE_VALUES
+    return sum(tensor.data.size for tensor in outputs) > INLINE_VALUES
+
+
+def encode_steps(
+    response: InferenceResponse,
+    request: InferenceRequest,
+    shared: SharedMemory = NO_SHARED_MEMORY,
+    max_bytes: int = HttpLimits().max_answer_bytes,
+) -> Steps[tuple[bytes, Sequence[bytes]]]:
+    """Steps to what :func:`encode_response` returns.
+
+    Raises:
+        As there, and PayloadTooLarge: the answer has more than ``max_bytes``.
+    """
+    wanted = request.outputs
+    all_binary = bool((request.parameters or {}).get("binary_data_output"))
+    begin = _Response(response.model_name, response.model_version, [])
+    parts = [_encode(begin)[: -len(b"]}")]]
+    blobs: list[bytes] = []
+    left = max_bytes
+    for index, tensor in enumerate(response.outputs):
+        if index:
+            parts.append(b",")
+        asked = None if wanted is None else wanted[index]
+        told = _not_json(tensor, asked, shared, blobs, all_binary=all_binary, left=left)
+        if told is not None:
+            parts.append(_encode(told))
+            left = max_bytes - sum(map(len, blobs)) - sum(map(len, parts))
+            yield
+            continue
+        parts.append(_encode(_OutputTensor(tensor.name, tensor.datatype, tensor.shape))[:-1])
+        parts.append(b',"data":[')
+        for piece in _pieces(tensor):
+            parts.append(piece)
+            left -= len(piece)
+            if left < 0:
+                raise too_large(max_bytes)
+            yield
+        parts[-1] = parts[-1].removesuffix(b",")
+        parts.append(b"]}")
+    end = _Response("", "", [], response.id, response.parameters)
+    parts.append(_encode(end).removeprefix(_encode(_Response("", "", []))[: -len(b"]}")]))
+    return b"".join(parts), blobs
+
+
+def _pieces(tensor: Tensor) -> Iterator[bytes]:
+    """The elements as JSON, each piece with a comma at its end."""
+    flat = tensor.data.ravel()
+    for start in range(0, flat.size, SLICE_VALUES):
+        data = flat[start : start + SLICE_VALUES]
+        values = _to_list(Tensor(tensor.name, tensor.datatype, data.shape, data))
+        yield _encode(values)[1:-1] + b","
+
+
+def _not_json(
+    tensor: Tensor,
+    asked: RequestedOutput | None,
+    shared: SharedMemory,
+    blobs: list[bytes],
+    *,
+    all_binary: bool,
+    left: int | None = None,
+) -> _OutputTensor | None:
+    """An output that is put elsewhere, perhaps at the end of ``blobs``; None: it is JSON.
+
+    ``left``: bytes that it may have in the answer.
+    """
+    binary = all_binary
+    if asked is not None:
+        if asked.shared_memory is not None:
+            return _put(tensor, asked.shared_memory, shared)
+        binary = all_binary if asked.binary is None else asked.binary
+    if not binary:
+        return None
+    if left is not None and tensor.datatype != "BYTES" and tensor.data.nbytes > left:
+        raise too_large(left)
+    blob = v2_binary.encode(tensor)
+    blobs.append(blob)
+    return _OutputTensor(
+        tensor.name, tensor.datatype, tensor.shape, parameters={"binary_data_size": len(blob)}
+    )
 
 
 def _put(tensor: Tensor, where: SharedMemoryRange, shared: SharedMemory) -> _OutputTensor:

@@ -5,12 +5,13 @@ Sources: Triton's extensions for parameters, sequences, schedule policy and shar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any, Protocol
 
 import numpy as np
 
-from headrace.errors import InvalidRequest
+from headrace.errors import InvalidRequest, PayloadTooLarge
+from headrace.limits import HttpLimits
 from headrace.types import InferenceRequest, SharedMemoryRange, Tensor
 
 NS_PER_US = 1000
@@ -74,6 +75,28 @@ def apply_parameters(request: InferenceRequest, parameters: dict[str, Any]) -> N
         request.sequence_id = _sequence_id(parameters["sequence_id"])
         request.sequence_start = flag(parameters, "sequence_start")
         request.sequence_end = flag(parameters, "sequence_end")
+
+
+def check_parameters(parameters: Sized, limits: HttpLimits) -> None:
+    """Refuses more parameters than ``limits`` allow, of a request or of a tensor.
+
+    Raises:
+        PayloadTooLarge: there are more.
+    """
+    if len(parameters) > limits.max_parameters:
+        raise too_many("parameters", len(parameters), "max_parameters", limits.max_parameters)
+
+
+def too_many(what: str, got: int, limit: str, allowed: int) -> PayloadTooLarge:
+    """The error for more inputs, outputs, parameters or dimensions than the setting ``limit``."""
+    return PayloadTooLarge(
+        f"the request has {got} {what}, more than {allowed}",
+        code="request_too_complex",
+        hint=f"send fewer, or raise {limit}",
+        limit=limit,
+        allowed=allowed,
+        got=got,
+    )
 
 
 def whole_number(parameters: Mapping[str, Any], name: str) -> int:

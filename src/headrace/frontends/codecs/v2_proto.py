@@ -10,7 +10,7 @@ Field numbers and types: ``headrace/protos/inference.proto``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -20,7 +20,9 @@ from google.protobuf.message import DecodeError
 
 from headrace import protos
 from headrace.errors import InvalidRequest
-from headrace.frontends.codecs import v2_binary
+from headrace.frontends.answer_size import too_large
+from headrace.frontends.codecs import proto_guard, v2_binary
+from headrace.frontends.codecs.proto_parameters import read_parameters, write_parameters
 from headrace.frontends.codecs.v2_parameters import (
     NO_SHARED_MEMORY,
     SharedMemory,
@@ -28,6 +30,8 @@ from headrace.frontends.codecs.v2_parameters import (
     shared_memory_of,
     whole_number,
 )
+from headrace.frontends.slices import INLINE_BYTES
+from headrace.limits import HttpLimits
 from headrace.types import (
     DTYPE_OF,
     InferenceRequest,
@@ -37,8 +41,11 @@ from headrace.types import (
     Tensor,
 )
 
+_LIMITS = HttpLimits()
+
 _REMEMBERED_MAX = 1024
 _REMEMBERED_BYTES = 4096
+_REMEMBERED_TENSORS = 1024
 
 _ID, _RAW = 0x1A, 0x3A
 """Tags of ``ModelInferRequest.id`` and ``raw_input_contents``: field number << 3 | LENGTH."""
@@ -50,10 +57,6 @@ _LENGTH_BITS_MAX = 35
 
 _OTHER: tuple[bytes, str, list[tuple[int, int]]] = (b"", "", [])
 """For :func:`_walk`: a message that is not of the form that encoders write."""
-
-_RANK_MAX = 32
-
-_INT64_END = 2**63
 
 _JOINED_BYTES = 16_384
 """From here on an output goes into the answer without a ``bytes`` of its own in between."""
@@ -97,7 +100,8 @@ class _Known(msgspec.Struct, frozen=True):
 class RequestDecoder:
     """Bytes -> :class:`InferenceRequest`. One for a process: what it has seen, it remembers."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: HttpLimits = _LIMITS) -> None:
+        self._limits = limits
         self._known: dict[bytes, _Known] = {}
         self._parse = protos.message("inference.ModelInferRequest").FromString
 
@@ -116,6 +120,7 @@ class RequestDecoder:
         if known is None or len(raw) != len(known.inputs):
             return self._read(message, key, shared)
         tensors = []
+        strings_left = self._limits.max_strings
         for spec, (start, size) in zip(known.inputs, raw, strict=True):
             if size == spec.byte_size and size:
                 array = np.frombuffer(message, spec.dtype, spec.count, start)
@@ -126,8 +131,16 @@ class RequestDecoder:
                 array = array.reshape(spec.shape)
             else:
                 array = v2_binary.decode(
-                    message, start, size, name=spec.name, datatype=spec.datatype, shape=spec.shape
+                    message,
+                    start,
+                    size,
+                    name=spec.name,
+                    datatype=spec.datatype,
+                    shape=spec.shape,
+                    strings_max=strings_left,
                 )
+                if spec.datatype == "BYTES":
+                    strings_left -= array.size
             tensors.append(Tensor(spec.name, spec.datatype, spec.shape, array))
         request = InferenceRequest(
             known.model_name, tensors, known.model_version, request_id, known.outputs
@@ -138,15 +151,18 @@ class RequestDecoder:
 
     def _read(self, message: bytes, key: bytes, shared: SharedMemory) -> InferenceRequest:
         """The first of its kind, or one that is never remembered."""
+        if len(message) > INLINE_BYTES:
+            proto_guard.check_infer(message, self._limits)
         try:
             parsed = self._parse(message)
         except DecodeError as error:
             raise InvalidRequest(
                 f"the message is no ModelInferRequest: {error}", code="malformed_protobuf"
             ) from None
+        proto_guard.check_counts(parsed, self._limits)
         request = InferenceRequest(
             parsed.model_name,
-            _tensors(parsed, shared),
+            _tensors(parsed, shared, self._limits),
             parsed.model_version,
             parsed.id,
             [_output_of(output, shared) for output in parsed.outputs] or None,
@@ -171,7 +187,7 @@ class RequestDecoder:
         return request
 
 
-def _tensors(parsed: Any, shared: SharedMemory) -> list[Tensor]:
+def _tensors(parsed: Any, shared: SharedMemory, limits: HttpLimits) -> list[Tensor]:
     raw, inputs = parsed.raw_input_contents, parsed.inputs
     ranges = [_range_of(tensor) for tensor in inputs]
     travelling = len(inputs) - sum(where is not None for where in ranges)
@@ -185,10 +201,11 @@ def _tensors(parsed: Any, shared: SharedMemory) -> list[Tensor]:
             got=len(raw),
         )
     contents = iter(raw)
+    strings_left = limits.max_strings
     tensors = []
     for tensor, where in zip(inputs, ranges, strict=True):
         name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
-        _check_kind(name, datatype, shape)
+        _check_kind(name, datatype, shape, limits.max_rank)
         if where is not None:
             array = shared.read(where, name=name, datatype=datatype, shape=shape)
         elif raw:
@@ -200,7 +217,17 @@ def _tensors(parsed: Any, shared: SharedMemory) -> list[Tensor]:
                     input=name,
                 )
             blob = next(contents)
-            array = v2_binary.decode(blob, 0, len(blob), name=name, datatype=datatype, shape=shape)
+            array = v2_binary.decode(
+                blob,
+                0,
+                len(blob),
+                name=name,
+                datatype=datatype,
+                shape=shape,
+                strings_max=strings_left,
+            )
+            if datatype == "BYTES":
+                strings_left -= array.size
         else:
             array = _from_contents(tensor.contents, name, datatype, shape)
         tensors.append(Tensor(name, datatype, shape, array))
@@ -225,12 +252,14 @@ def _walk(message: bytes) -> tuple[bytes, str, list[tuple[int, int]]]:
                 key, before = message[:position], start + length
                 request_id = message[start:before].decode()
             position = start + length
+            if position - before > _REMEMBERED_BYTES:
+                return _OTHER
         if position - before + len(key) > _REMEMBERED_BYTES:
             return _OTHER
         key += message[before:position]
         raw: list[tuple[int, int]] = []
         while position < end:
-            if message[position] != _RAW:
+            if message[position] != _RAW or len(raw) >= _REMEMBERED_TENSORS:
                 return _OTHER
             length, start = _length(message, position + 1)
             raw.append((start, length))
@@ -270,7 +299,7 @@ def _input_of(tensor: Tensor) -> _Input:
     return _Input(tensor.name, tensor.datatype, tensor.shape, dtype, count, fixed)
 
 
-def _check_kind(name: str, datatype: str, shape: tuple[int, ...]) -> None:
+def _check_kind(name: str, datatype: str, shape: tuple[int, ...], max_rank: int) -> None:
     if datatype not in DTYPE_OF:
         raise InvalidRequest(
             f"input '{name}' has the unknown datatype '{datatype}'",
@@ -279,10 +308,10 @@ def _check_kind(name: str, datatype: str, shape: tuple[int, ...]) -> None:
             input=name,
             got=datatype,
         )
-    if len(shape) > _RANK_MAX or any(size < 0 for size in shape):
+    if len(shape) > max_rank or any(size < 0 for size in shape):
         raise InvalidRequest(
-            f"input '{name}' has the shape {list(shape)}; sizes are 0 or more, and there are at "
-            f"most {_RANK_MAX}",
+            f"input '{name}' has the shape {list(shape[: max_rank + 1])}; sizes are 0 or more, and "
+            f"there are at most {max_rank}",
             code="wrong_shape",
             input=name,
         )
@@ -347,36 +376,6 @@ def _array_of(values: Any, contents: Any, name: str, datatype: str) -> np.ndarra
     return array
 
 
-def read_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """``map<string, InferParameter>`` as plain values; what has no value is left out."""
-    found: dict[str, Any] = {}
-    for name, parameter in parameters.items():
-        chosen = parameter.WhichOneof("parameter_choice")
-        if chosen is not None:
-            found[name] = getattr(parameter, chosen)
-    return found
-
-
-def write_parameters(target: Any, parameters: Mapping[str, Any]) -> None:
-    """The reverse.
-
-    In the three kinds that every dialect has, where there is one of them for the value: KServe's
-    and MLServer's clients know no ``double_param`` and no ``uint64_param``.
-    """
-    for name, value in parameters.items():
-        told = target[name]
-        if isinstance(value, bool):
-            told.bool_param = value
-        elif isinstance(value, int) and -_INT64_END <= value < _INT64_END:
-            told.int64_param = value
-        elif isinstance(value, int) and 0 <= value < 2 * _INT64_END:
-            told.uint64_param = value
-        elif isinstance(value, float):
-            told.double_param = value
-        else:
-            told.string_param = str(value).encode("utf-8", "replace").decode()
-
-
 def _range_of(tensor: Any) -> SharedMemoryRange | None:
     if not tensor.parameters:
         return None
@@ -396,7 +395,8 @@ def _output_of(output: Any, shared: SharedMemory) -> RequestedOutput:
 class ResponseEncoder:
     """:class:`InferenceResponse` -> bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = _LIMITS.max_answer_bytes) -> None:
+        self._max_bytes = max_bytes
         self._heads: dict[tuple[object, ...], bytes] = {}
         self._make = protos.message("inference.ModelInferResponse")
 
@@ -411,9 +411,12 @@ class ResponseEncoder:
 
         Raises:
             InvalidRequest: an output does not fit where it was asked for in shared memory.
+            PayloadTooLarge: the answer has more than ``max_bytes``.
         """
         if response.parameters or _anything_shared(request.outputs):
             return self._encode_slowly(response, request, shared) + extra
+        if sum([tensor.data.nbytes for tensor in response.outputs]) > self._max_bytes:
+            raise too_large(self._max_bytes)
         parts: list[Any] = [self._head(response), extra]
         if response.id:
             name = response.id.encode()

@@ -17,11 +17,13 @@ from headrace.engine.inflight import Ticket
 from headrace.engine.lobby import Waiting
 from headrace.errors import HeadraceError, ModelAbsent, Overloaded, detached
 from headrace.frontends import status
+from headrace.frontends.answer_size import check_bytes
 from headrace.frontends.codecs import v2_parameters as codec
 from headrace.frontends.codecs.v2_proto import RequestDecoder, ResponseEncoder, varint
 from headrace.frontends.grpc.call import Call, Incoming, LongCalls
 from headrace.frontends.shared_memory import RequestMemory, SharedMemory
 from headrace.frontends.wishes import heed
+from headrace.limits import HttpLimits
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import InferenceRequest, InferenceResponse
 
@@ -56,6 +58,7 @@ class InferMethods:
         encoder: responses to messages.
         long_calls: where streams are entered.
         shared: the regions of shared memory that clients registered.
+        limits: of answers.
     """
 
     def __init__(
@@ -64,9 +67,12 @@ class InferMethods:
         decoder: RequestDecoder,
         encoder: ResponseEncoder,
         long_calls: LongCalls,
+        *,
         shared: SharedMemory | None = None,
+        limits: HttpLimits = HttpLimits(),  # noqa: B008 - frozen
     ) -> None:
         self._engine = engine
+        self._limits = limits
         self._decoder = decoder
         self._encoder = encoder
         self._long_calls = long_calls
@@ -80,6 +86,7 @@ class InferMethods:
         request = self.request_of(call, message, call.arrived_ns, shared)
         reply = _Reply(call, request, self._encoder, shared)
         try:
+            self.check_answer(request)
             ticket = self._engine.submit(request, reply)
         except ModelAbsent as absent:
             follow = shared.follow
@@ -118,6 +125,11 @@ class InferMethods:
             if not 0 < request.timeout_ns < left_ns:
                 request.timeout_ns = left_ns
         return request
+
+    def check_answer(self, request: InferenceRequest) -> None:
+        """Raises HeadraceError where the answer would be too large, or there is no such model."""
+        served = self._engine.catalog.resolve(request.model_name, request.model_version)
+        check_bytes(request, served, self._limits, binary=True)
 
     def part_of(
         self,
@@ -227,6 +239,7 @@ class _Stream:
                 self._advance()  # it may have had to be loaded, and those behind it waited for that
 
         try:
+            self._methods.check_answer(request)
             ticket = reply.ticket = self._engine.submit(request, reply)
         except ModelAbsent as absent:
             reply.ticket = Waiting(self._engine, absent, request, reply, then=taken)

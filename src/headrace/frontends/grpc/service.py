@@ -22,16 +22,27 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from headrace import protos
-from headrace.errors import HeadraceError, InvalidRequest, ModelNotFound, Unsupported
-from headrace.frontends.codecs.v2_proto import read_parameters
+from headrace.errors import (
+    HeadraceError,
+    InvalidRequest,
+    ModelNotFound,
+    PayloadTooLarge,
+    Unsupported,
+)
+from headrace.frontends.codecs import proto_guard
+from headrace.frontends.codecs.proto_parameters import read_parameters
 from headrace.frontends.control import Control
 from headrace.frontends.grpc.call import Call, Method, Methods, Unary
 from headrace.frontends.grpc.infer import InferMethods
 from headrace.frontends.peer import Peer
 from headrace.frontends.site_guard import SiteGuard
+from headrace.frontends.slices import INLINE_BYTES
 from headrace.types import ModelMetadata
 
 _LOG = logging.getLogger("headrace.grpc")
+
+_FIELDS_MAX = 10_000
+"""Files of one load request."""
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -130,6 +141,9 @@ class InferenceService:
             table[_path(name)] = Method(
                 unary=guarded(unary, self._guard) if changes_state else unary
             )
+        for path, method in table.items():
+            assert method.unary is not None
+            table[path] = Method(unary=bounded(method.unary, loads=path.endswith(b"ModelLoad")))
         table[_path("ModelInfer")] = Method(unary=self._infer.infer)
         table[_path("ModelStreamInfer")] = Method(streaming=self._infer.stream)
         return table
@@ -292,6 +306,26 @@ def peer_unary_of(request: str, handler: PeerHandler) -> Unary:
         # Not cancelled when the client leaves: half of a load or unload is worse than all of it.
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+
+    return method
+
+
+def bounded(unary: Unary, *, loads: bool) -> Unary:
+    """The method, for messages that cannot become many objects.
+
+    Args:
+        loads: the message may be large, because files are in it.
+    """
+
+    def method(call: Call, message: bytes) -> None:
+        if len(message) > INLINE_BYTES:
+            if not loads:
+                raise PayloadTooLarge(
+                    f"the message has {len(message)} bytes, this method takes {INLINE_BYTES}",
+                    allowed=INLINE_BYTES,
+                )
+            proto_guard.check_fields(message, _FIELDS_MAX)
+        unary(call, message)
 
     return method
 

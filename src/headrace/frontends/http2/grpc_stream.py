@@ -259,7 +259,11 @@ class GrpcStream(Stream):
             self._take(message)
         else:
             work = partial(
-                decompress, message, self._meaning.encoding, self.machine.limits.max_message_bytes
+                decompress,
+                message,
+                self._meaning.encoding,
+                self.machine.limits.max_message_bytes,
+                self.machine.http_limits.max_compression_ratio,
             )
             if len(message) <= _INLINE_INFLATE_BYTES:
                 self._inflated(work())
@@ -283,6 +287,18 @@ class GrpcStream(Stream):
             self._take(outcome)
         elif outcome is BODY_TOO_LARGE:
             self.fail(self._too_large(self.machine.limits.max_message_bytes + 1))
+        elif outcome.limit:
+            self.machine.counters.reject(outcome.limit)
+            allowed = getattr(self.machine.http_limits, outcome.limit)
+            self.fail(
+                PayloadTooLarge(
+                    outcome.message,
+                    code=outcome.code,
+                    hint=outcome.hint,
+                    limit=outcome.limit,
+                    allowed=allowed,
+                )
+            )
         else:
             self.fail(InvalidRequest(outcome.message, code="malformed_grpc"))
 
