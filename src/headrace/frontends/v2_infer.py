@@ -19,9 +19,9 @@ from headrace.errors import HeadraceError, InvalidRequest, ModelAbsent
 from headrace.frontends.answer_size import check_bytes, too_large
 from headrace.frontends.answered import Answered, Name
 from headrace.frontends.codecs import v2_binary, v2_json, v2_json_answer, v2_json_large
-from headrace.frontends.exchange import Exchange
+from headrace.frontends.exchange import JSON_TYPE, Exchange, head_of
 from headrace.frontends.shared_memory import RequestMemory, SharedMemory
-from headrace.frontends.slices import INLINE_BYTES, Slices
+from headrace.frontends.slices import INLINE_BYTES, Slices, Steps
 from headrace.frontends.wishes import SLO, TENANT, heed
 from headrace.limits import HttpLimits
 from headrace.telemetry.instruments import RequestRecord
@@ -33,6 +33,10 @@ _now_ns = MonotonicClock.now_ns
 
 _PATH = re.compile(rb"/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer/?(?:\?.*)?\Z", re.DOTALL)
 _JSON_SIZE = b"inference-header-content-length"
+_BINARY_TYPE = b"application/octet-stream"
+
+_PARTS_SENT = 16
+"""Parts of a large answer that go out together: a few hundred KiB."""
 
 
 class InferRoute:
@@ -178,9 +182,7 @@ class _InferReply(msgspec.Struct, eq=False):
             steps = v2_json_answer.encode_steps(
                 response, self.request, self.shared, route.limits.max_answer_bytes
             )
-            exchange.cancel = route.slices.run(
-                steps, partial(_respond, exchange), partial(fail, exchange)
-            )
+            exchange.cancel = route.slices.run(steps, self._send, partial(fail, exchange))
             return
         try:
             body, blobs = v2_json_answer.encode_response(response, self.request, self.shared)
@@ -191,7 +193,12 @@ class _InferReply(msgspec.Struct, eq=False):
             return
         record.encoded_ns = _now_ns()
         if blobs:
-            _respond(exchange, (body, blobs))
+            exchange.respond(
+                200,
+                b"".join([body, *blobs]),
+                content_type=_BINARY_TYPE,
+                headers=((_JSON_SIZE, b"%d" % len(body)),),
+            )
         else:
             exchange.respond_json(body)
             kept = record.kept if isinstance(record, Ticket) else None
@@ -203,24 +210,40 @@ class _InferReply(msgspec.Struct, eq=False):
                 route.answered.keep(self.name, kept, body)
         record.written_ns = _now_ns()
 
+    def _send(self, answer: tuple[list[bytes], Sequence[bytes]]) -> None:
+        exchange = self.exchange
+        steps = _send_steps(exchange, *answer)
+        exchange.cancel = self.route.slices.run(steps, lambda _: None, partial(_cut_off, exchange))
+
     def fail(self, error: HeadraceError) -> None:
         self.exchange.cancel = None
         self.exchange.respond_error(error)
 
 
-def _respond(exchange: Exchange, answer: tuple[bytes, Sequence[bytes]]) -> None:
-    """200 with JSON and the binary tensors that follow it."""
+def _send_steps(exchange: Exchange, parts: list[bytes], blobs: Sequence[bytes]) -> Steps[None]:
+    """200 with JSON and the binary tensors that follow it, without a copy of all of it."""
+    size = sum(map(len, parts))
+    fields = [(b"content-type", JSON_TYPE)]
+    if blobs:
+        fields = [(b"content-type", _BINARY_TYPE), (_JSON_SIZE, b"%d" % size)]
+    head = head_of(fields, size + sum(map(len, blobs)))
+    connection = exchange.connection
+    connection.begin(exchange, 200, head)
+    for start in range(0, len(parts), _PARTS_SENT):
+        yield
+        connection.send(exchange, b"".join(parts[start : start + _PARTS_SENT]), last=False)
+    for blob in blobs:
+        yield
+        connection.send(exchange, blob, last=False)
     exchange.cancel = None
-    body, blobs = answer
-    if not blobs:
-        exchange.respond(200, body)
-        return
-    exchange.respond(
-        200,
-        b"".join([body, *blobs]),
-        content_type=b"application/octet-stream",
-        headers=((_JSON_SIZE, b"%d" % len(body)),),
-    )
+    connection.send(exchange, b"", last=True)
+
+
+def _cut_off(exchange: Exchange, error: Exception) -> None:
+    """The answer has begun, so it can only be cut off."""
+    exchange.cancel = None
+    _LOG.error("an answer could not be sent", exc_info=error)
+    exchange.connection.abort()
 
 
 def fail(exchange: Exchange, error: Exception) -> None:

@@ -216,8 +216,9 @@ def test_answers_are_encoded_the_same(
         with pytest.raises(type(error)):
             slices.finished(v2_json_answer.encode_steps(response, request))
         return
-    body, blobs = slices.finished(v2_json_answer.encode_steps(response, request))
-    assert (json.loads(body), list(blobs)) == (json.loads(expected[0]), list(expected[1]))
+    parts, blobs = slices.finished(v2_json_answer.encode_steps(response, request))
+    assert json.loads(b"".join(parts)) == json.loads(expected[0])
+    assert list(blobs) == list(expected[1])
 
 
 @pytest.mark.parametrize("binary", [False, True])

@@ -102,8 +102,8 @@ def encode_steps(
     request: InferenceRequest,
     shared: SharedMemory = NO_SHARED_MEMORY,
     max_bytes: int = HttpLimits().max_answer_bytes,
-) -> Steps[tuple[bytes, Sequence[bytes]]]:
-    """Steps to what :func:`encode_response` returns.
+) -> Steps[tuple[list[bytes], Sequence[bytes]]]:
+    """Steps to what :func:`encode_response` returns, the JSON in pieces.
 
     Raises:
         As there, and PayloadTooLarge: the answer has more than ``max_bytes``.
@@ -136,7 +136,7 @@ def encode_steps(
         parts.append(b"]}")
     end = _Response("", "", [], response.id, response.parameters)
     parts.append(_encode(end).removeprefix(_encode(_Response("", "", []))[: -len(b"]}")]))
-    return b"".join(parts), blobs
+    return parts, blobs
 
 
 def _pieces(tensor: Tensor) -> Iterator[bytes]:
