@@ -69,6 +69,7 @@ class Watchdog:
         self._drive = drive
         self._threads = threads
         self._wakeup = wakeup(self._look)
+        self._next_ns = NEVER_NS
         self._jobs: dict[int, BatchJob] = {}
         self._intakes: dict[ServedModel, Intake | None] = {}
 
@@ -76,7 +77,9 @@ class Watchdog:
         """It is on its way to its thread."""
         job.begun_ns = now_ns = self._now_ns()
         self._jobs[job.batch_id] = job
-        self._wakeup.at(now_ns + job.served.look_ns)
+        look_ns = now_ns + job.served.look_ns
+        if look_ns < self._next_ns:
+            self._look_again(look_ns)
 
     def ended(self, job: BatchJob) -> None:
         """It is back."""
@@ -90,12 +93,16 @@ class Watchdog:
 
     def _look(self) -> None:
         now_ns = self._now_ns()
-        next_ns = NEVER_NS
+        next_ns = self._next_ns = NEVER_NS
         for job in tuple(self._jobs.values()):
             if not job.finished_ns:  # it may be on its way back
                 next_ns = min(next_ns, self._look_at(job, now_ns))
-        if next_ns < NEVER_NS:
-            self._wakeup.at(next_ns)
+        self._look_again(min(next_ns, self._next_ns))  # a batch may have begun meanwhile
+
+    def _look_again(self, at_ns: int) -> None:
+        self._next_ns = at_ns
+        if at_ns < NEVER_NS:
+            self._wakeup.at(at_ns)
 
     def _look_at(self, job: BatchJob, now_ns: int) -> int:
         """Does what is due; when to look again."""
