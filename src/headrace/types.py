@@ -107,7 +107,8 @@ class InferenceRequest(msgspec.Struct):
     all. ``timeout_ns`` 0 means the model's default, after which nobody waits any more; ``slo_ns``
     0 the model's own SLO, within which the answer is wanted; ``priority`` 0 the model's default
     too, 1 is the highest. ``sequence_id`` 0 or "": not part of a sequence. ``trace_context`` is the
-    caller's ``traceparent`` (W3C Trace Context), as it came. Stamps are of the engine's clock.
+    caller's ``traceparent`` (W3C Trace Context), as it came. ``caller``: whose sequence it is,
+    "" for requests of none. Stamps are of the engine's clock.
     """
 
     model_name: str
@@ -126,6 +127,7 @@ class InferenceRequest(msgspec.Struct):
     sequence_end: bool = False
     trace_context: str = ""
     slo_ns: int = 0
+    caller: str = ""
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):

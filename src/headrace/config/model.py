@@ -153,6 +153,10 @@ class SequenceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_sequences: NotNegative = 0
     """Under way in one instance; more wait. 0: as many as there are rows in a batch."""
 
+    max_per_caller: NotNegative = 0
+    """Of all sequences under way, how many may be of one caller (tenant and address); more wait.
+    0: all that are free; while several callers wait, those with the fewest are served first."""
+
     idle_timeout_s: Seconds = 1.0
     """A sequence without a request for so long is over; Triton's default."""
 

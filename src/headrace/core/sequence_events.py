@@ -14,21 +14,34 @@ from headrace.core.events import NEVER_NS
 SequenceId = int | str
 """What the caller names a sequence by; a number and a text are never the same."""
 
+SequenceKey = tuple[str, SequenceId]
+"""Caller and id."""
+
 
 class SequenceRequest(msgspec.Struct, frozen=True, gc=False):
-    """One request of a sequence. ``start``: it begins it anew; ``end``: it is its last."""
+    """One request of a sequence. ``start``: it begins it anew; ``end``: it is its last.
+
+    ``caller``: who sent it. Equal ids of two callers are two sequences.
+    """
 
     request_id: int
     sequence: SequenceId
     start: bool = False
     end: bool = False
     deadline_ns: int = NEVER_NS
+    caller: str = ""
+
+    @property
+    def key(self) -> SequenceKey:
+        """Whose sequence it is, and which of them."""
+        return self.caller, self.sequence
 
 
 class SequenceLimits(msgspec.Struct, frozen=True):
     """How much may be under way.
 
     slots           sequences of one instance at a time; the rest wait for one to end
+    max_per_caller  slots of all instances that one caller may own; 0: as many as are free
     max_queue_size  requests waiting, in and behind slots; one more is refused
     idle_timeout_ns a sequence with nothing to do for so long is over
     """
@@ -36,6 +49,7 @@ class SequenceLimits(msgspec.Struct, frozen=True):
     slots: int = 1
     max_queue_size: int = 4096
     idle_timeout_ns: int = NEVER_NS
+    max_per_caller: int = 0
 
 
 # -- events --------------------------------------------------------------------------------
@@ -111,6 +125,7 @@ class EndSequence(msgspec.Struct, frozen=True, gc=False):
     instance: int
     slot: int
     reason: str
+    caller: str = ""
 
 
 SequenceAction = RunRequest | RefuseRequest | ExpireWaiting | EndSequence

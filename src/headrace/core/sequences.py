@@ -9,7 +9,9 @@ row, with *oldest* it is only one of so many candidates, and both are decided wh
 are made. What they share is here: slots, the line of those who wait for one, and the end.
 
 * A new sequence takes the lowest slot that is free in any instance, which spreads sequences
-  over instances; where none is free it waits behind those who came before it.
+  over instances; where none is free it waits behind those that its caller began before it. A slot
+  that becomes free goes to the waiting caller who owns the fewest; among equals they take turns.
+* Equal ids of two callers are two sequences: neither can go on with, end or restart the other's.
 * A request that does not start a sequence belongs to the one that its predecessor belonged to.
   If that one is over, or was never begun because its first request was withdrawn, the request
   is refused: it must never meet the state of another sequence.
@@ -26,6 +28,7 @@ from heapq import heapify, heappop, heappush
 from typing import Any
 
 from headrace.core.events import NEVER_NS
+from headrace.core.sequence_backlog import Backlog
 from headrace.core.sequence_events import (
     EndSequence,
     ExpireWaiting,
@@ -36,7 +39,7 @@ from headrace.core.sequence_events import (
     SequenceAction,
     SequenceArrived,
     SequenceEvent,
-    SequenceId,
+    SequenceKey,
     SequenceLimits,
     SequenceRequest,
     SequencesClosed,
@@ -54,10 +57,10 @@ def _number(request: SequenceRequest) -> int:
 class _Sequence:
     """One id that is in use. ``open``: takes a request that starts nothing."""
 
-    __slots__ = ("name", "open", "place", "queue", "running")
+    __slots__ = ("key", "open", "place", "queue", "running")
 
-    def __init__(self, name: SequenceId) -> None:
-        self.name = name
+    def __init__(self, key: SequenceKey) -> None:
+        self.key = key
         self.open = True
         self.place: tuple[int, int] | None = None  # (slot, instance), so that slots sort first
         self.queue: deque[SequenceRequest] = deque()
@@ -77,11 +80,11 @@ class Sequences:
         self._free = [
             (slot, instance) for slot in range(limits.slots) for instance in range(instances)
         ]
-        self._sequences: dict[SequenceId, _Sequence] = {}
-        # Ordered: who waits for a slot. A dict that is emptied from its front is searched from
-        # where that was, so taking the first n would cost n squared; likewise for the idle.
-        self._backlog: OrderedDict[SequenceId, None] = OrderedDict()
-        self._idle: OrderedDict[SequenceId, int] = OrderedDict()  # since when; the first ends first
+        self._sequences: dict[SequenceKey, _Sequence] = {}
+        self._backlog = Backlog(limits.max_per_caller)
+        # Ordered: since when; the first ends first. A dict that is emptied from its front is
+        # searched from where that was, so taking the first n would cost n squared.
+        self._idle: OrderedDict[SequenceKey, int] = OrderedDict()
         self._requests: dict[int, _Sequence] = {}  # waiting and running
         self._deadlines: list[tuple[int, int]] = []  # a heap of those that waited, with the dead
         self._waiting = 0
@@ -108,9 +111,8 @@ class Sequences:
         """Takes in one event and says what must be done, in order."""
         actions: list[SequenceAction] = []
         self._handlers[type(event)](event, now_ns, actions)
-        while self._free and self._backlog:
-            sequence = self._sequences[next(iter(self._backlog))]
-            del self._backlog[sequence.name]
+        while self._free and (key := self._backlog.take()) is not None:
+            sequence = self._sequences[key]
             sequence.place = heappop(self._free)
             self._run_next(sequence, now_ns, actions)
         return actions
@@ -129,33 +131,34 @@ class Sequences:
         self, event: SequenceArrived, now_ns: int, actions: list[SequenceAction]
     ) -> None:
         request = event.request
-        sequence = self._sequences.get(request.sequence)
+        key = request.key
+        sequence = self._sequences.get(key)
         if self._closed:
             actions.append(RefuseRequest(request.request_id, "model_removed"))
             return
         if not request.start and (sequence is None or not sequence.open):
             actions.append(RefuseRequest(request.request_id, "not_started"))
             return
-        must_wait = self._must_wait(sequence)
+        must_wait = self._must_wait(sequence, request.caller)
         if must_wait and self._waiting >= self._limits.max_queue_size:
             actions.append(RefuseRequest(request.request_id, "queue_full"))
             return
         if sequence is None:
-            sequence = self._sequences[request.sequence] = _Sequence(request.sequence)
-            self._backlog[request.sequence] = None
+            sequence = self._sequences[key] = _Sequence(key)
+            self._backlog.add(key)
         sequence.open = not request.end
         sequence.queue.append(request)
         self._requests[request.request_id] = sequence
         self._waiting += 1
-        self._idle.pop(request.sequence, None)
+        self._idle.pop(key, None)
         if must_wait:
             self._expect(request)
         elif sequence.place is not None:
             self._run_next(sequence, now_ns, actions)
 
-    def _must_wait(self, sequence: _Sequence | None) -> bool:
+    def _must_wait(self, sequence: _Sequence | None, caller: str) -> bool:
         if sequence is None:
-            return not self._free
+            return not self._free or not self._backlog.may_own_more(caller)
         return sequence.place is None or sequence.running is not None
 
     def _expect(self, request: SequenceRequest) -> None:
@@ -215,17 +218,20 @@ class Sequences:
 
     def _end(self, sequence: _Sequence, reason: str, actions: list[SequenceAction]) -> None:
         """Frees the slot. What has been asked of the next one of this id waits like anybody."""
-        self._idle.pop(sequence.name, None)
+        key = sequence.key
+        self._idle.pop(key, None)
         if sequence.place is not None:
             slot, instance = sequence.place
-            actions.append(EndSequence(sequence.name, instance, slot, reason))
+            caller, name = key
+            actions.append(EndSequence(name, instance, slot, reason, caller))
+            self._backlog.gave_back(caller)
             heappush(self._free, sequence.place)
             sequence.place = None
         if sequence.queue:
-            self._backlog[sequence.name] = None
+            self._backlog.add(key)
         else:
-            self._backlog.pop(sequence.name, None)
-            del self._sequences[sequence.name]
+            self._backlog.discard(key)
+            del self._sequences[key]
 
     # -- what runs -------------------------------------------------------------------------
 
@@ -238,7 +244,7 @@ class Sequences:
             slot, instance = sequence.place
             actions.append(RunRequest(request, instance, slot))
         elif sequence.open:
-            self._idle[sequence.name] = now_ns
+            self._idle[sequence.key] = now_ns
         else:
             self._end(sequence, "withdrawn", actions)
 
@@ -285,10 +291,10 @@ class Sequences:
                 self._withdraw(self._requests.pop(request_id), request_id, actions)
         if expired:
             actions.insert(0, ExpireWaiting(tuple(expired)))
-        for name, since_ns in tuple(self._idle.items()):
+        for key, since_ns in tuple(self._idle.items()):
             if since_ns + self._limits.idle_timeout_ns > now_ns:
                 break
-            self._end(self._sequences[name], "idle", actions)
+            self._end(self._sequences[key], "idle", actions)
 
     def _waits(self, request_id: int) -> bool:
         sequence = self._requests.get(request_id)
@@ -308,7 +314,8 @@ class Sequences:
         assert len(places) == len(set(places)), "two sequences in one slot"
         assert not set(places) & set(self._free), "a slot is free and taken"
         assert len(places) + len(self._free) == len(set(places) | set(self._free))
-        assert not (self._free and self._backlog), "a slot is free and somebody waits for one"
+        assert not (self._free and self._backlog.can_take), "a slot is free and one waits for it"
+        self._backlog.check_invariants(s.key[0] for s in self._sequences.values() if s.place)
         lowest = [self._free[(i - 1) // 2] <= place for i, place in enumerate(self._free) if i]
         assert all(lowest), "free slots are no heap"
         requests = {}
@@ -332,7 +339,7 @@ class Sequences:
         assert due <= watched, "a deadline would be missed"
 
     def _check_sequence(self, sequence: _Sequence) -> None:
-        name, queue = sequence.name, sequence.queue
+        name, queue = sequence.key, sequence.queue
         placed = sequence.place is not None
         assert placed != (name in self._backlog), f"{name} neither has a slot nor waits for one"
         busy = sequence.running is not None

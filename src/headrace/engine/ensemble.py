@@ -298,6 +298,7 @@ class _Run:
             request.sequence_id,
             request.sequence_start,
             request.sequence_end,
+            caller=request.caller,
         )
         slo_ns = request.slo_ns or ticket.served.slo_ns
         if slo_ns:  # what is left of it is all that a step has

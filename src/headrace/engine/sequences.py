@@ -35,6 +35,7 @@ from headrace.core.sequence_events import (
     SequenceArrived,
     SequenceEvent,
     SequenceId,
+    SequenceKey,
     SequenceLimits,
     SequenceRequest,
     SequencesClosed,
@@ -54,6 +55,10 @@ from headrace.types import Tensor
 
 _MANY = 2**31
 """What a lane's own queue may hold: it never has more than one request of each sequence."""
+
+
+_LAST_ID = 2**31 - 1
+"""Fits every datatype that a CORRID control can have; clients count from 1."""
 
 
 class Host(Protocol):
@@ -81,7 +86,7 @@ class _Run:
 
     __slots__ = ("begun", "lane", "name", "number", "slot", "ticket")
 
-    def __init__(self, number: int, name: SequenceId, ticket: Ticket) -> None:
+    def __init__(self, number: int, name: SequenceKey, ticket: Ticket) -> None:
         self.number = number
         self.name = name
         self.ticket = ticket
@@ -113,7 +118,8 @@ class SequenceIntake:
         self._next_number = 1
         self._runs: dict[int, _Run] = {}
         self._of_ticket: dict[int, _Run] = {}
-        self._states: dict[SequenceId, States] = {}
+        self._states: dict[SequenceKey, States] = {}
+        self._shown: dict[SequenceKey, SequenceId] = {}  # what the model is told for an id
         self._events: deque[SequenceEvent] = deque()
         self._driving = self._closed = False
         self._taking: _Run | None = None
@@ -171,12 +177,15 @@ class SequenceIntake:
         if not ticket.arrived_ns:
             ticket.arrived_ns = ticket.decoded_ns = ticket.admitted_ns
         deadline_ns = ticket.arrived_ns + (request.timeout_ns or served.timeout_ns)
-        run = self._runs[number] = _Run(number, name, ticket)
+        # A sequence of its own has a number that no other has: callers do not matter to it, but
+        # they do to whose turn it is.
+        asked = SequenceRequest(
+            number, name, request.sequence_start, request.sequence_end, deadline_ns, request.caller
+        )
+        run = self._runs[number] = _Run(number, asked.key, ticket)
         self._of_ticket[id(ticket)] = run
         ticket.on_end = partial(self._on_end, run, ticket.on_end)
-        arrived = SequenceArrived(
-            SequenceRequest(number, name, request.sequence_start, request.sequence_end, deadline_ns)
-        )
+        arrived = SequenceArrived(asked)
         if self._driving:  # the answer to one request made its caller send another
             self._events.append(arrived)
             return
@@ -281,7 +290,17 @@ class SequenceIntake:
         run.lane, run.slot = self._lanes[action.instance], action.slot
         if action.request.start:
             self._states[run.name] = self._inputs.initial
+            self._shown[run.name] = self._free_id(run.ticket.request.sequence_id)
+        run.ticket.request.sequence_id = self._shown[run.name]
         self._admit(run)
+
+    def _free_id(self, wanted: SequenceId) -> SequenceId:
+        """``wanted``, unless another caller's sequence has it: a model may keep states by id."""
+        number, taken = _LAST_ID, self._shown.values()
+        while wanted in taken:
+            wanted = str(number) if isinstance(wanted, str) else number
+            number -= 1
+        return wanted
 
     def _admit(self, run: _Run) -> None:
         ticket = run.ticket
@@ -310,15 +329,15 @@ class SequenceIntake:
         served = self._served
         if reason == "not_started":
             return InvalidRequest(
-                f"inference request for sequence {run.name} to model '{served.name}' must specify "
-                "the START flag on the first request of the sequence",
+                f"inference request for sequence {run.name[1]} to model '{served.name}' must "
+                "specify the START flag on the first request of the sequence",
                 code="sequence_not_started",
                 hint="a sequence ends with sequence_end, and when it was idle for too long",
                 model=served.name,
             )
         if reason == "instance_lost":
             return self._cause or InstanceDied(
-                f"the instance of model '{served.name}' that served sequence {run.name} died",
+                f"the instance of model '{served.name}' that served sequence {run.name[1]} died",
                 hint="begin the sequence anew, with sequence_start",
                 model=served.name,
             )
@@ -336,7 +355,9 @@ class SequenceIntake:
             self._host.fail(ticket, "expire", error)
 
     def _end(self, action: EndSequence) -> None:
-        self._states.pop(action.sequence, None)
+        key = action.caller, action.sequence
+        self._states.pop(key, None)
+        self._shown.pop(key, None)
 
     # -- answers ---------------------------------------------------------------------------
 
@@ -374,7 +395,9 @@ class SequenceIntake:
         served.lanes = tuple(self._lanes)
         idle_timeout_ns = int(config.idle_timeout_s * 1e9)
         self._core = Sequences(
-            SequenceLimits(slots, served.config.queue.max_queue_size, idle_timeout_ns),
+            SequenceLimits(
+                slots, served.config.queue.max_queue_size, idle_timeout_ns, config.max_per_caller
+            ),
             len(self._lanes),
         )
 

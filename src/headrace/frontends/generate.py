@@ -19,7 +19,7 @@ from headrace.frontends import answer_size
 from headrace.frontends.codecs import generate
 from headrace.frontends.exchange import Exchange, head_of
 from headrace.frontends.status import v2_error_body
-from headrace.frontends.wishes import heed
+from headrace.frontends.wishes import heed, name_caller
 from headrace.limits import HttpLimits
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import InferenceResponse
@@ -69,6 +69,7 @@ class GenerateRoute:
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
         heed(request, exchange.head.headers)
+        name_caller(request, exchange.connection)
         served = self._engine.catalog.resolve(model, version)
         answer_size.check_values(request, served, self._limits)
         kind = _Stream if streams else _One

@@ -22,7 +22,7 @@ from headrace.frontends.codecs import v2_binary, v2_json, v2_json_answer, v2_jso
 from headrace.frontends.exchange import JSON_TYPE, Exchange, head_of
 from headrace.frontends.shared_memory import RequestMemory, SharedMemory
 from headrace.frontends.slices import INLINE_BYTES, Slices, Steps
-from headrace.frontends.wishes import SLO, TENANT, heed
+from headrace.frontends.wishes import SLO, TENANT, heed, name_caller
 from headrace.limits import HttpLimits
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import DTYPE_OF, DYNAMIC, InferenceRequest, InferenceResponse, Tensor
@@ -106,6 +106,7 @@ class InferRoute:
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
         heed(request, exchange.head.headers)
+        name_caller(request, exchange.connection)
         check_bytes(request, self._engine.catalog.resolve(name[0], name[1]), self.limits)
         return _InferReply(exchange, request, shared, self, name)
 

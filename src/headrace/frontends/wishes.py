@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 
 from headrace.errors import InvalidRequest
+from headrace.frontends.peer import Connected, ip_literal
 from headrace.types import InferenceRequest
 
 SLO = b"x-slo-ms"
@@ -42,6 +43,21 @@ def heed(request: InferenceRequest, headers: Mapping[bytes, bytes]) -> None:
     value = headers.get(TENANT)
     if value is not None:
         request.tenant = tenant(value)
+
+
+def name_caller(request: InferenceRequest, client: Connected) -> None:
+    """Sets ``caller``, to which a request's sequence belongs, if it has one.
+
+    It is the client's host with the tenant, and not the connection, because a client may have
+    several of them and send requests of one sequence over any.
+    """
+    if request.sequence_id:
+        remote = client.peer().remote
+        address = None if remote is None else ip_literal(remote.host)
+        host = "" if remote is None else str(address or remote.host)
+        if address is not None and address.is_loopback:
+            host = "loopback"  # one machine, whichever of its names it was asked for by
+        request.caller = f"{host} {request.tenant}"
 
 
 def slo_ns(value: bytes) -> int:

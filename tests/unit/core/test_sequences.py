@@ -39,10 +39,15 @@ class Driver:
         return actions
 
     def request(
-        self, sequence: int | str, flags: str = "", deadline_ns: int = NEVER_NS
+        self,
+        sequence: int | str,
+        flags: str = "",
+        deadline_ns: int = NEVER_NS,
+        caller: str = "",
     ) -> SequenceRequest:
         """``flags``: "s" starts the sequence, "e" ends it."""
-        return SequenceRequest(next(self._ids), sequence, "s" in flags, "e" in flags, deadline_ns)
+        start, end = "s" in flags, "e" in flags
+        return SequenceRequest(next(self._ids), sequence, start, end, deadline_ns, caller)
 
     def arrive(self, request: SequenceRequest) -> list[SequenceAction]:
         return self.send(SequenceArrived(request))
@@ -351,3 +356,52 @@ def test_deadlines_of_the_dead_do_not_pile_up():
         driver.over(running)
         running = following
     assert len(driver.machine._deadlines) < 200
+
+
+# -- callers --------------------------------------------------------------------------------------
+
+
+def test_equal_ids_of_two_callers_are_two_sequences():
+    driver = Driver(slots=2)
+    mine = [driver.request(7, flags, caller="me") for flags in ("s", "", "e")]
+    guessed = driver.request(7, caller="other")
+    start = driver.request(7, "se", caller="other")
+
+    assert driver.arrive(mine[0]) == [RunRequest(mine[0], 0, 0)]
+    assert driver.over(mine[0]) == []
+    assert driver.arrive(guessed) == [RefuseRequest(guessed.request_id, "not_started")]
+    assert driver.arrive(start) == [RunRequest(start, 0, 1)]
+    assert driver.over(start) == [EndSequence(7, 0, 1, "end", "other")]
+    assert driver.arrive(mine[1]) == [RunRequest(mine[1], 0, 0)]
+    assert driver.over(mine[1]) == []
+    assert driver.arrive(mine[2]) == [RunRequest(mine[2], 0, 0)]
+    assert driver.over(mine[2]) == [EndSequence(7, 0, 0, "end", "me")]
+
+
+def test_a_free_slot_goes_to_the_caller_with_the_fewest():
+    driver = Driver(slots=2)
+    many = [driver.request(number, "se", caller="many") for number in range(1, 6)]
+    late = [driver.request(number, "se", caller="late") for number in (1, 2)]
+    for request in (*many, *late):
+        driver.arrive(request)  # many has both slots, because nobody else wanted one
+
+    assert driver.over(many[0])[1:] == [RunRequest(late[0], 0, 0)]
+    assert driver.over(many[1])[1:] == [RunRequest(many[2], 0, 1)]
+    assert driver.over(late[0])[1:] == [RunRequest(late[1], 0, 0)]
+    assert driver.over(late[1])[1:] == [RunRequest(many[3], 0, 0)]
+    assert driver.over(many[2])[1:] == [RunRequest(many[4], 0, 1)]
+
+
+def test_a_caller_owns_no_more_slots_than_it_may():
+    driver = Driver(slots=3, max_per_caller=2)
+    mine = [driver.request(number, "s", caller="me") for number in (1, 2, 3)]
+    other = driver.request(1, "s", caller="other")
+
+    assert driver.arrive(mine[0]) == [RunRequest(mine[0], 0, 0)]
+    assert driver.arrive(mine[1]) == [RunRequest(mine[1], 0, 1)]
+    assert driver.arrive(mine[2]) == []
+    assert driver.arrive(other) == [RunRequest(other, 0, 2)]
+    end = driver.request(1, "e", caller="me")
+    driver.over(mine[0])
+    driver.arrive(end)
+    assert driver.over(end)[1:] == [RunRequest(mine[2], 0, 0)]

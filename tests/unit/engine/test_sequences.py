@@ -52,6 +52,30 @@ class TestImplicitState:
         assert await bench.add_up(7, [1, 2, 3, 4]) == [1, 3, 6, 10]
         assert await bench.add_up(7, [5, 5]) == [5, 10]
 
+    async def test_equal_ids_of_two_callers_have_two_states(self, bench):
+        await bench.load(ACCUMULATOR, implicit(max_sequences=4))
+        assert await bench.step(7, 10, "s", caller="me") == 10
+        with pytest.raises(InvalidRequest, match="START flag"):
+            await bench.step(7, 1, caller="other")
+        assert await bench.step(7, 1, "s", caller="other") == 1
+        assert await bench.step(7, 1, caller="me") == 11
+        assert await bench.step(7, 1, "e", caller="other") == 2
+        assert await bench.step(7, 1, "e", caller="me") == 12
+
+    async def test_a_model_is_never_told_of_two_sequences_by_one_id(self, bench):
+        """It may keep states by the id."""
+        await bench.load(ACCUMULATOR, implicit(max_sequences=4))
+        requests = [bench.request(7, [[1]], "s", caller=name) for name in ("a", "b", "c")]
+        for request in requests:
+            await bench.engine.infer(request)
+        assert [request.sequence_id for request in requests] == [7, 2**31 - 1, 2**31 - 2]
+        again = bench.request(7, [[1]], "e", caller="b")
+        await bench.engine.infer(again)
+        assert again.sequence_id == 2**31 - 1
+        later = bench.request(7, [[1]], "s", caller="d")
+        await bench.engine.infer(later)
+        assert later.sequence_id == 2**31 - 1
+
     async def test_controls_and_states_are_not_shown(self, bench):
         await bench.load(ACCUMULATOR, implicit())
         metadata = bench.engine.catalog.metadata("m")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from headrace.errors import InvalidRequest
-from headrace.frontends.wishes import heed
+from headrace.frontends.peer import Address, Peer
+from headrace.frontends.wishes import heed, name_caller
 from headrace.types import InferenceRequest
 
 
@@ -49,3 +50,24 @@ def test_a_tenant_that_is_none(text):
 
 def test_a_trace():
     assert asked(traceparent="00-abc").trace_context == "00-abc"
+
+
+class _Client:
+    def __init__(self, host: str | None) -> None:
+        self._peer = Peer(None if host is None else Address(host, 5000))
+
+    def peer(self) -> Peer:
+        return self._peer
+
+
+def test_a_sequence_belongs_to_host_and_tenant_and_to_no_connection() -> None:
+    def caller(host: str | None, tenant: str = "", sequence: int = 1) -> str:
+        request = InferenceRequest("m", [], sequence_id=sequence, tenant=tenant)
+        name_caller(request, _Client(host))
+        return request.caller
+
+    assert caller("192.0.2.1") == caller("::ffff:192.0.2.1") != caller("192.0.2.2")
+    assert caller("127.0.0.1") == caller("::1") == caller("127.0.0.2")
+    assert caller("192.0.2.1", "a") != caller("192.0.2.1", "b")
+    assert caller(None, "a") != caller("192.0.2.1", "a")
+    assert caller("192.0.2.1", sequence=0) == ""

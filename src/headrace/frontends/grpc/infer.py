@@ -22,7 +22,7 @@ from headrace.frontends.codecs import v2_parameters as codec
 from headrace.frontends.codecs.v2_proto import RequestDecoder, ResponseEncoder, varint
 from headrace.frontends.grpc.call import Call, Incoming, LongCalls
 from headrace.frontends.shared_memory import RequestMemory, SharedMemory
-from headrace.frontends.wishes import heed
+from headrace.frontends.wishes import heed, name_caller
 from headrace.limits import HttpLimits
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import InferenceRequest, InferenceResponse
@@ -120,6 +120,7 @@ class InferMethods:
         request.decoded_ns = _now_ns()
         if call.metadata:
             heed(request, dict(call.metadata))
+        name_caller(request, call)
         if call.timeout_ns:
             left_ns = max(1, call.arrived_ns + call.timeout_ns - arrived_ns)
             if not 0 < request.timeout_ns < left_ns:
