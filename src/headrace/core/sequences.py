@@ -82,8 +82,7 @@ class Sequences:
         ]
         self._sequences: dict[SequenceKey, _Sequence] = {}
         self._backlog = Backlog(limits.max_per_caller)
-        # Ordered: since when; the first ends first. A dict that is emptied from its front is
-        # searched from where that was, so taking the first n would cost n squared.
+        # Since when; the first ends first. To empty a dict from its front would cost n squared.
         self._idle: OrderedDict[SequenceKey, int] = OrderedDict()
         self._requests: dict[int, _Sequence] = {}  # waiting and running
         self._deadlines: list[tuple[int, int]] = []  # a heap of those that waited, with the dead

@@ -1,8 +1,7 @@
 """Loads what the repository found and hands it to the engine; the only place that does.
 
-Three doors lead here (the start, commands, a look at the repository), and a fourth that is asked
-by requests for what is not in memory. Law: whatever goes wrong with a newcomer, what serves goes on
-serving; and nothing is loaded before there is room for it.
+The start, commands, a look at the repository, and requests for what is not in memory lead here.
+What serves goes on serving whatever a new version does; nothing is loaded before there is room.
 """
 
 from __future__ import annotations
@@ -118,7 +117,6 @@ class ModelManager:
         Lazy ones, and those that no memory is left for, are loaded when they are asked for.
 
         Args:
-            sources: what was found.
             openings: where they are being opened already.
 
         Returns:

@@ -152,8 +152,7 @@ class ServedModel:
         self.task = task
         self.runtime = runtime
         self.config = config
-        self.number = 0
-        self.profile = Profile()
+        self.number, self.profile = 0, Profile()
         self.batchable = False
         self.rows_sent = False  # the caller's first axis counts rows, with no task in between
         self.rows_declared = False  # the same, said by its configuration and perhaps not proved
@@ -186,8 +185,7 @@ class ServedModel:
         self.fingerprint = ""  # of its content, where answers are shared with other processes
         self.row_bytes = 0  # of all inputs, where every row has as many
         self.nonfinite_refused = not config.allow_nonfinite
-        inputs = metadata.inputs
-        self.input_count = self.slots = len(inputs)
+        self.input_count = self.slots = len(inputs := metadata.inputs)
         self.required = frozenset(spec.name for spec in inputs if not spec.optional)
         self.checks: dict[str, InputCheck] = {}
         self.uniform_rows = False
