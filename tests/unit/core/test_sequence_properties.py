@@ -22,7 +22,8 @@ from headrace.core.sequence_events import (
 )
 from headrace.core.sequences import Sequences
 
-NAMES = st.sampled_from([1, 2, 3, "a", "b"])
+CALLERS = {1: "one", 2: "one", 3: "one", "a": "two", "b": ""}
+NAMES = st.sampled_from(list(CALLERS))
 
 
 class SequencesMachine(RuleBasedStateMachine):
@@ -33,9 +34,10 @@ class SequencesMachine(RuleBasedStateMachine):
         instances=st.integers(1, 3),
         waiting=st.integers(1, 6),
         idle_ns=st.sampled_from([10, 1_000, NEVER_NS]),
+        of_one=st.integers(0, 2),
     )
-    def begin(self, slots, instances, waiting, idle_ns):
-        self.limits = SequenceLimits(slots, waiting, idle_ns)
+    def begin(self, slots, instances, waiting, idle_ns, of_one):
+        self.limits = SequenceLimits(slots, waiting, idle_ns, of_one)
         self.instances = instances
         self.machine = Sequences(self.limits, instances)
         self.now_ns = 0
@@ -75,6 +77,7 @@ class SequencesMachine(RuleBasedStateMachine):
         assert not busy, "two requests of a sequence at one time"
         assert action.instance < self.instances
         assert action.slot < self.limits.slots
+        assert action.request.caller == CALLERS[action.request.sequence]
         place = (action.instance, action.slot)
         if request.sequence in self.place:
             assert self.place[request.sequence] == place, "it moved"
@@ -102,7 +105,7 @@ class SequencesMachine(RuleBasedStateMachine):
     @rule(name=NAMES, start=st.booleans(), end=st.booleans(), left=st.sampled_from([0, 5, 50]))
     def arrives(self, name, start, end, left):
         deadline_ns = self.now_ns + left if left else NEVER_NS
-        request = SequenceRequest(self.next_id, name, start, end, deadline_ns)
+        request = SequenceRequest(self.next_id, name, start, end, deadline_ns, CALLERS[name])
         self.next_id += 1
         self.open[request.request_id] = request
         self.order.setdefault(name, []).append(request.request_id)
@@ -192,7 +195,8 @@ class SequencesMachine(RuleBasedStateMachine):
             if not self.running and self.open:
                 # Whoever still waits does so for a slot of a sequence that has nothing to do.
                 assert self.idle_since.keys() == self.place.keys()
-                assert len(self.place) == self.limits.slots * self.instances
+                if not self.limits.max_per_caller:
+                    assert len(self.place) == self.limits.slots * self.instances
                 if self.limits.idle_timeout_ns < NEVER_NS:
                     self.now_ns = max(self.idle_since.values()) + self.limits.idle_timeout_ns
                     self.send(SequenceTimer())
