@@ -29,6 +29,9 @@ _KEY = b'"data"'
 _BEGINS = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*(?=\[)")
 _BLANK = b" \t\r\n"
 _SEARCHED_BYTES = 1 * MIB
+_DEPTH_MAX = 1000
+"""Of nested lists, as for the parser of small bodies."""
+
 _KEYS_MAX = 4096
 """Places looked at where the data of a tensor may begin; what is not found is parsed as usual."""
 
@@ -173,6 +176,9 @@ def _is_sliceable(tensor: Input, limits: HttpLimits) -> bool:
 
 def _numbers(tensor: Input, run: _Run) -> Steps[np.ndarray]:
     """The elements, parsed slice by slice into the array."""
+    begin = run.text[run.start : run.start + INLINE_BYTES]
+    if begin[: len(begin) - len(begin.lstrip(b"[" + _BLANK))].count(b"[") > _DEPTH_MAX:
+        v2_json.malformed(RecursionError())
     count = prod(tensor.shape)
     commas = yield from run.count(b",")
     if commas + 1 != count:
