@@ -32,9 +32,35 @@ classes to HTTP (and later gRPC) codes.
 
 from __future__ import annotations
 
+import functools
+import os
+import re
 from typing import Any, TypeVar
 
 _Error = TypeVar("_Error", bound=BaseException)
+
+
+_FOLDERS = re.compile(r"(?<![\w:/.<])/([^\s/'\"`,;:()]+)/(?:[^\s/'\"`,;:()]+/)*")
+_PASSWORD = re.compile(r"(?<=://)([^\s/@:]*):[^\s/@]+@")
+_SECRET_QUERY = re.compile(r"(?i)([?&](?:password|token|secret|key|signature|sig)=)[^&\s]+")
+
+
+def without_folders(text: str) -> str:
+    """``text`` for callers: of each absolute path the last part alone."""
+    if "/" not in text:
+        return text
+    return _FOLDERS.sub(lambda found: "" if found[1] in _roots() else found[0], text)
+
+
+@functools.cache
+def _roots() -> frozenset[str]:
+    """The folders that absolute paths here begin with; routes and methods begin with others."""
+    return frozenset(os.listdir("/"))  # noqa: PTH208 - names are wanted
+
+
+def without_passwords(text: str) -> str:
+    """``text`` for people and logs: the passwords in its URLs are ``***``."""
+    return _SECRET_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
 
 
 class HeadraceError(Exception):

@@ -23,7 +23,7 @@ from typing import Any, Union, get_args, get_origin
 import msgspec
 
 from headrace.config import Config
-from headrace.errors import ConfigError
+from headrace.errors import ConfigError, without_passwords
 
 DEFAULT_FILE = "headrace.toml"
 
@@ -452,4 +452,5 @@ def _shown(value: Any) -> str:
         text = msgspec.json.encode(value, enc_hook=str).decode()
     else:
         text = str(value)  # JSON has no inf, and dates of TOML need no quotes
+    text = without_passwords(text)
     return text if len(text) <= 80 else text[:77] + "..."

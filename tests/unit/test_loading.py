@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headrace.config import Config, ModelConfig, ServerConfig, TlsConfig
-from headrace.errors import ConfigError
+from headrace.errors import ConfigError, without_folders
 from headrace.loading import cache_folder, config_file, explain, load_config
 
 
@@ -361,3 +361,14 @@ def test_a_size_that_is_none_is_named_with_what_was_expected(toml: Path, text: s
     toml.write_text(f'[server]\nmemory_budget = "{text}"\n')
     error = refusal(toml, {}, {})
     assert 'expected a size above 0 such as "512MiB" or "4GiB"' in error.message
+
+
+def test_passwords_are_not_shown():
+    env = {"HEADRACE_SERVER__SHARED_CACHE__URL": "redis://user:hunter2@h:6379/0?password=hunter2"}
+    assert "hunter2" not in explain(load_config(None, env, {}))
+
+
+def test_callers_see_no_folders_of_the_server(tmp_path):
+    told = f"cannot read {tmp_path}/deep/model.onnx: no such file; use /v2/models/m/infer"
+    shown = without_folders(told)
+    assert shown == "cannot read model.onnx: no such file; use /v2/models/m/infer"

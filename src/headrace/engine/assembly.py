@@ -12,7 +12,7 @@ from functools import partial
 import msgspec
 
 from headrace.engine import signature
-from headrace.engine.catalog import Catalog
+from headrace.engine.catalog import MAX_ENSEMBLE_DEPTH, Catalog
 from headrace.engine.declared import apply
 from headrace.engine.ensemble import Ensembles
 from headrace.engine.ensemble_plan import StepModel, plan_of
@@ -219,8 +219,21 @@ def attach_ensemble(served: ServedModel, catalog: Catalog, ensembles: Ensembles)
         steps=served.config.ensemble,
         model_of=model_of,
     )
+    _check_depth(served, catalog)
     served.decoupled = plan.decoupled
     served.intake = ensembles.intake(plan)
+
+
+def _check_depth(served: ServedModel, catalog: Catalog) -> None:
+    depth = catalog.ensemble_depth(served.name, served.steps)
+    if depth > MAX_ENSEMBLE_DEPTH:
+        raise ModelLoadError(
+            f"ensemble '{served.name}' would be in a chain of {depth} or more ensembles, "
+            f"at most {MAX_ENSEMBLE_DEPTH} are allowed",
+            code="wrong_ensemble",
+            hint="name the steps of the inner ensembles instead of these",
+            model=served.name,
+        )
 
 
 def in_waves(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
 
 from headrace.engine.served import ServedModel
-from headrace.errors import ModelAbsent, ModelNotFound, ModelNotReady
+from headrace.errors import ModelAbsent, ModelNotFound, ModelNotReady, without_folders
 from headrace.types import ModelMetadata, ModelVersionStatus
 
 UNLOADED = "unloaded"
@@ -15,6 +16,10 @@ UNLOADED = "unloaded"
 
 ABSENT = "not in memory: loaded when it is asked for"
 """Why a version is not served that is one request away from it."""
+
+MAX_ENSEMBLE_DEPTH = 16
+"""Ensembles within one another. A request runs through all of them on one stack, and each level
+can multiply the steps; ensembles in use have two or three."""
 
 STABLE = "stable"
 """The alias that answers requests without a version."""
@@ -97,7 +102,8 @@ class Catalog:
 
     def set_status(self, name: str, version: str, state: str, reason: str = "") -> None:
         """Records what the index shows for a version."""
-        self._statuses[name, version] = ModelVersionStatus(name, version, state, reason)
+        told = without_folders(reason)  # callers see it
+        self._statuses[name, version] = ModelVersionStatus(name, version, state, told)
 
     def publish(self, served: ServedModel) -> None:
         """Routes requests for this version to ``served`` from now on."""
@@ -170,6 +176,20 @@ class Catalog:
             below |= steps
         return below
 
+    def ensemble_depth(self, name: str, steps: Collection[str]) -> int:
+        """Ensembles in the longest chain through ``name``, if that is made of ``steps``.
+
+        What comes out above MAX_ENSEMBLE_DEPTH is more than that, and may be a cycle.
+        """
+        below: dict[str, set[str]] = {name: set(steps)}
+        above: dict[str, set[str]] = {}
+        for served in self.served():
+            below.setdefault(served.name, set()).update(served.steps)
+        for each, its_steps in below.items():
+            for step in its_steps:
+                above.setdefault(step, set()).add(each)
+        return _levels(name, below) + _levels(name, above)
+
     def _update_routes(self, name: str) -> None:
         for key in [(name, ""), *[key for key in self._routes if key[0] == name]]:
             if key in self._routes and self._routes[key].version != key[1]:
@@ -208,7 +228,9 @@ class Catalog:
         if name not in known:
             return ModelNotFound(
                 f"Request for unknown model: '{name}' is not found",
-                hint=f"the models here are {sorted(known)}" if known else "no model is loaded",
+                hint="POST /v2/repository/index lists the models"
+                if known
+                else "no model is loaded",
                 model=name,
             )
         statuses = [s for s in self.statuses() if s.name == name]
@@ -229,6 +251,17 @@ class Catalog:
             version=status.version,
             state=status.state,
         )
+
+
+def _levels(name: str, edges: Mapping[str, set[str]]) -> int:
+    """Edges in the longest way from ``name``; counted no further than the bound needs."""
+    level, count = {name}, 0
+    while count <= MAX_ENSEMBLE_DEPTH:
+        level = {each for one in level for each in edges.get(one, ())}
+        if not level:
+            break
+        count += 1
+    return count
 
 
 def _number(version: str) -> tuple[int, str]:

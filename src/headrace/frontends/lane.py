@@ -45,6 +45,9 @@ class Successor(Connection, Protocol):
 
 NEVER = float("inf")
 _SWEEP_S = 1.0
+
+_ALWAYS = b"cache-control: no-store\r\nx-content-type-options: nosniff\r\n"
+"""In every answer: an answer is for who asked, and is of the type it says."""
 """Timeouts are of tens of seconds, so one look a second at all connections does, where a
 timer each would cost every request two heap operations. Shorter ones are looked at more
 often, four times in the shortest."""
@@ -165,7 +168,8 @@ class Lane:
         self.now_s = self.loop.time() + self.sweep_s
         self.idle_deadline_s = self.now_s + self.limits.idle_timeout_s
         # RFC 9110 section 6.6.1: an origin server with a clock sends Date.
-        self.date_line = b"date: " + formatdate(time.time(), usegmt=True).encode() + b"\r\n"
+        date = formatdate(time.time(), usegmt=True).encode()
+        self.date_line = b"date: " + date + b"\r\n" + _ALWAYS
         self.ok_json_head = (
             b"HTTP/1.1 200 OK\r\n"
             + self.date_line

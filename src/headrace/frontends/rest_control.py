@@ -134,6 +134,8 @@ class ControlRoutes:
                     request.headers.get("host", ""),
                     on_loopback=_peer(request).on_loopback,
                 )
+                client = request.client
+                self._guard.note(request.url.path, None if client is None else client.host)
             return await handler(request)
 
         return checked

@@ -13,11 +13,14 @@ signs tell such requests from those of clients, probes and our own pages:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from urllib.parse import unquote, urlsplit
 
 from headrace.errors import Forbidden, UnsupportedMediaType
 from headrace.frontends.peer import ip_literal
+
+_LOG = logging.getLogger("headrace.frontends")
 
 FieldValues = Callable[[str], Sequence[str]]
 """Every value of a header field, or of a gRPC metadata key; the name in lower case."""
@@ -67,6 +70,10 @@ class SiteGuard:
             raise _unknown_host(authority)
         for content_type in values("content-type"):
             _check_content_type(content_type)
+
+    def note(self, what: str, remote: str | None) -> None:
+        """Logs which client asks for a change, whatever comes of it."""
+        _LOG.info("control request %r from %s", what[:200], remote or "an unknown address")
 
     def _is_known(self, authority: str) -> bool:
         split = _split(authority)

@@ -32,6 +32,8 @@ from headrace.errors import (
     RequestError,
     Unsupported,
     UnsupportedMediaType,
+    without_folders,
+    without_passwords,
 )
 
 NS_PER_S = 1_000_000_000
@@ -187,18 +189,27 @@ def _told(error: BaseException) -> tuple[str, str, str, dict[str, Any]]:
     knows what a ``KeyError`` would tell.
     """
     if isinstance(error, HeadraceError) and _row(error) is not None:
-        return clipped(error.message), error.code, clipped(error.hint), clipped(error.details)
+        return (
+            _shown(error.message),
+            error.code,
+            _shown(error.hint),
+            {name: _shown(value) for name, value in error.details.items()},
+        )
     return INTERNAL_TEXT, "internal", "", {}
 
 
-def clipped(value: Any) -> Any:
-    """The value with its texts and lists cut to a bounded length: it may quote a whole request."""
+def _shown(value: Any) -> Any:
+    """The value for a caller, without the server's folders and the passwords of its stores.
+
+    Texts and lists are cut to a bounded length, because they may quote a whole request.
+    """
     if isinstance(value, str):
-        return value if len(value) <= _QUOTED_MAX else value[:_QUOTED_MAX] + "…"
+        cut = value if len(value) <= _QUOTED_MAX else value[:_QUOTED_MAX] + "…"
+        return without_passwords(without_folders(cut)) if "/" in cut else cut
     if isinstance(value, dict):
-        return {key: clipped(each) for key, each in islice(value.items(), _ITEMS_MAX)}
+        return {key: _shown(each) for key, each in islice(value.items(), _ITEMS_MAX)}
     if isinstance(value, list | tuple):
-        return [clipped(each) for each in value[:_ITEMS_MAX]]
+        return [_shown(each) for each in value[:_ITEMS_MAX]]
     return value
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.config import EnsembleStep, QueueConfig
+from headrace.engine.catalog import MAX_ENSEMBLE_DEPTH
 from headrace.engine.ensemble_plan import StepModel, plan_of
 from headrace.errors import (
     CapacityError,
@@ -530,3 +531,20 @@ def test_any_graph_without_cycles_is_sorted_and_its_courses_are_complete(data, c
         if k in needed:
             needed |= {r for r in reads[k] if r >= 0}
     assert {s.model for s in plan.course((wanted,)).steps[-1]} == {f"m{k}" for k in needed}
+
+
+async def test_ensembles_within_one_another_end_at_a_bound_whatever_shortcuts_there_are(bench):
+    bench.serve(unary(lambda x: x), name="e0")
+    bench.serve(unary(lambda x: x), name="top")
+
+    def chain(number: int) -> None:
+        below = (f"e{number - 1}", {"IN": "IN"}, {"OUT": "OUT"})
+        below = below if number > 1 else step("e0", "IN", "OUT")
+        ensemble(bench.engine, [below], name=f"e{number}", inputs=(IN,), outputs=(OUT,))
+
+    for number in range(1, MAX_ENSEMBLE_DEPTH + 1):
+        chain(number)
+    with pytest.raises(ModelLoadError, match="at most 16"):
+        chain(MAX_ENSEMBLE_DEPTH + 1)
+    with pytest.raises(ModelLoadError, match="at most 16"):  # e0 would lengthen all of them
+        ensemble(bench.engine, [step("top", "IN", "OUT")], name="e0", inputs=(IN,), outputs=(OUT,))

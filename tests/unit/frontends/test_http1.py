@@ -54,6 +54,8 @@ def test_the_answer_says_what_rfc_9110_wants(bench: Bench) -> None:
     assert answer.body == b'{"a":1}'
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["date"].endswith(" GMT")
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["x-content-type-options"] == "nosniff"
     assert "connection" not in answer.headers
     assert not client.over
 

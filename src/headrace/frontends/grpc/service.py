@@ -126,9 +126,9 @@ class InferenceService:
         }
         table = {_path(name): Method(unary=_unary(name, f)) for name, f in reads.items()}
         for name, handler in changes.items():
-            table[_path(name)] = Method(unary=guarded(_unary(name, handler), self._guard))
+            table[_path(name)] = Method(unary=guarded(_unary(name, handler), name, self._guard))
         for name, handler in settings.items():
-            unary = guarded(_unary(name, handler), self._guard, unless=_only_reads(name))
+            unary = guarded(_unary(name, handler), name, self._guard, unless=_only_reads(name))
             table[_path(name)] = Method(unary=unary)
         regions: dict[str, tuple[PeerHandler, bool]] = {
             "Status": (self._shared_memory_status, False),
@@ -139,7 +139,7 @@ class InferenceService:
             name = f"SystemSharedMemory{verb}"
             unary = peer_unary_of(f"inference.{name}Request", peer_handler)
             table[_path(name)] = Method(
-                unary=guarded(unary, self._guard) if changes_state else unary
+                unary=guarded(unary, name, self._guard) if changes_state else unary
             )
         for path, method in table.items():
             assert method.unary is not None
@@ -331,21 +331,24 @@ def bounded(unary: Unary, *, loads: bool) -> Unary:
 
 
 def guarded(
-    unary: Unary, guard: SiteGuard, *, unless: Callable[[bytes], bool] = lambda _: False
+    unary: Unary, name: str, guard: SiteGuard, *, unless: Callable[[bytes], bool] = lambda _: False
 ) -> Unary:
     """The method, behind the guard, for browsers that were made to speak gRPC.
 
     Args:
+        name: of the method, for the log.
         unless: whether a message may pass unchecked.
     """
 
     def method(call: Call, message: bytes) -> None:
         def values(key: str) -> list[str]:
-            name = key.encode()
-            return [value.decode("latin-1") for found, value in call.metadata if found == name]
+            wanted = key.encode()
+            return [value.decode("latin-1") for found, value in call.metadata if found == wanted]
 
         if not unless(message):
-            guard.check(values, call.authority, on_loopback=call.peer().on_loopback)
+            peer = call.peer()
+            guard.check(values, call.authority, on_loopback=peer.on_loopback)
+            guard.note(name, None if peer.remote is None else peer.remote.host)
         unary(call, message)
 
     return method

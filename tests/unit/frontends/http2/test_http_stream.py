@@ -49,6 +49,8 @@ def test_the_answer_says_what_rfc_9110_wants() -> None:
     assert answer.fields["content-type"] == "application/json"
     assert answer.fields["content-length"] == "7"
     assert answer.fields["date"].endswith(" GMT")
+    assert answer.fields["cache-control"] == "no-store"
+    assert answer.fields["x-content-type-options"] == "nosniff"
     assert answer.ended
 
 
