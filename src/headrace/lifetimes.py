@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from headrace.limits import NotNegative, Seconds
+from headrace.limits import Seconds, Waiting
 from headrace.units import Duration, duration_ns
 
 
@@ -23,7 +23,7 @@ class ResidencyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     pinned: bool = False
     """True: it never leaves to make room for another."""
 
-    max_waiting: NotNegative = 256
+    max_waiting: Waiting = 256
     """Requests that may wait while it is loaded; the next is refused with ``Retry-After``."""
 
     max_wait_s: Seconds = 60.0
@@ -51,7 +51,7 @@ class RolloutConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_slowdown: Annotated[float, Meta(ge=1)] = 2.0
     """More than 5 % of its requests may not take so many times what 95 % took before."""
 
-    min_requests: Annotated[int, Meta(ge=10)] = 50
+    min_requests: Annotated[int, Meta(ge=10, le=1_000_000)] = 50
     """Before anything is decided."""
 
     shadow_warm_s: Annotated[float, Meta(ge=0, le=600)] = 5.0

@@ -13,6 +13,30 @@ from msgspec import Meta
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
+Workers = Annotated[int, Meta(ge=0, le=1024)]
+"""Threads or processes. More than any machine has cores; each takes memory before it is used."""
+
+Rows = Annotated[int, Meta(ge=0, le=65_536)]
+"""Rows of one batch. Models gain nothing far below, and each is checked, copied and split."""
+
+Waiting = Annotated[int, Meta(ge=0, le=1_000_000)]
+"""Requests that wait, at some kilobytes each."""
+
+Levels = Annotated[int, Meta(ge=0, le=100)]
+"""Levels of priority, each with a queue of its own."""
+
+Runs = Annotated[int, Meta(ge=1, le=10_000)]
+"""Times that a warm-up request is run before a model is ready."""
+
+SEVERAL = Meta(max_length=100)
+"""Items of a list of which each is work or a model of its own."""
+
+MANY = Meta(max_length=10_000)
+"""Items of a list that describes a model, such as its inputs."""
+
+Shape = Annotated[tuple[int, ...], Meta(max_length=32)]
+"""Of a tensor; numpy takes no more dimensions in some versions."""
+
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 LOAD_TIMEOUT_S = 1800.0

@@ -53,7 +53,7 @@ def _endless(condition: str) -> bytes:
         helper.make_node("Loop", ["count", condition, "zero"], ["last"], body=body),
         helper.make_node("Add", ["x", "last"], ["y"]),
     ]
-    constants = {
+    constants: dict[str, np.ndarray] = {
         "zero": np.array(0, np.float32),
         "count": np.array(2**63 - 1, np.int64),
         "always": np.array(True),

@@ -8,14 +8,26 @@ import msgspec
 from msgspec import Meta
 
 from headrace.lifetimes import ResidencyConfig, RolloutConfig
-from headrace.limits import GIB, MetricLabel, NotNegative, Positive, Seconds
+from headrace.limits import (
+    GIB,
+    MANY,
+    SEVERAL,
+    Levels,
+    MetricLabel,
+    NotNegative,
+    Rows,
+    Runs,
+    Seconds,
+    Shape,
+    Workers,
+)
 from headrace.units import Duration, duration_ns
 
 
 class BatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How requests of one model may be put together. 0 = measured at load."""
 
-    max_batch_size: NotNegative = 0
+    max_batch_size: Rows = 0
     """Rows in one execution. 0: the smallest size whose measured cost per row is near the
     best. 1 switches batching off."""
 
@@ -26,7 +38,7 @@ class BatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class QueueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How much may wait. What one request alone exceeds lets it in when nothing else waits."""
 
-    max_queue_size: Positive = 4096
+    max_queue_size: Annotated[int, Meta(ge=1, le=1_000_000)] = 4096
     """Requests waiting for one model. At 1 ms each the last would wait 4 s, which nobody
     does; beyond it the answer is 503 with Retry-After."""
 
@@ -97,10 +109,10 @@ class TensorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     name: str
     datatype: str
-    shape: tuple[int, ...]
+    shape: Shape
     optional: bool = False
 
-    model_shape: tuple[int, ...] | None = None
+    model_shape: Shape | None = None
     """What the model itself is given or gives, where that differs (Triton's ``reshape``)."""
 
     ragged: bool = False
@@ -136,7 +148,7 @@ class StateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     input_name: str
     output_name: str
     datatype: str
-    shape: tuple[int, ...]
+    shape: Shape
     """As the model has it, rows first where it has rows; free dimensions are 1 at first."""
 
     initial_file: str = ""
@@ -150,7 +162,7 @@ class SequenceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """``direct``: a sequence keeps its row in every batch. ``oldest``: rows are put
     together as they come, at most one of each sequence."""
 
-    max_sequences: NotNegative = 0
+    max_sequences: Rows = 0
     """Under way in one instance; more wait. 0: as many as there are rows in a batch."""
 
     max_per_caller: NotNegative = 0
@@ -164,8 +176,8 @@ class SequenceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """A request is run again until the model gives its final answer (Triton's
     ``iterative_sequence``)."""
 
-    controls: tuple[ControlConfig, ...] = ()
-    states: tuple[StateConfig, ...] = ()
+    controls: Annotated[tuple[ControlConfig, ...], SEVERAL] = ()
+    states: Annotated[tuple[StateConfig, ...], MANY] = ()
 
 
 class EnsembleStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -181,8 +193,8 @@ class WarmupConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """A made-up request that runs before the model is ready."""
 
     name: str = ""
-    rows: Positive = 1
-    count: Positive = 1
+    rows: Annotated[int, Meta(ge=1, le=65_536)] = 1
+    count: Runs = 1
     inputs: dict[str, dict[str, Any]] = {}
     """Name -> ``{datatype, shape, data}``; ``data`` is "zero", "random" or a file in the
     model's folder ``warmup``."""
@@ -212,11 +224,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     residency: ResidencyConfig = ResidencyConfig()
     rollout: RolloutConfig = RolloutConfig()
 
-    instances: NotNegative = 0
+    instances: Workers = 0
     """Executions of this model at one time. 0 = number of cores for runtimes that can
     share one copy of the weights, 1 for the rest."""
 
-    threads: NotNegative = 0
+    threads: Workers = 0
     """Threads inside one execution; 0 = cores / instances, at least 1."""
 
     isolation: Literal["auto", "process", "thread"] = "auto"
@@ -236,10 +248,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     slo: SloConfig = SloConfig()
     """Within what time answers are wanted: ``{ p99 = "50ms" }``."""
 
-    priority_levels: NotNegative = 0
+    priority_levels: Levels = 0
     """A request's ``priority`` may be 1 (the first) to this; 0: it has no effect."""
 
-    default_priority: NotNegative = 0
+    default_priority: Levels = 0
     """Of requests that say none; 0: the last level."""
 
     min_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
@@ -258,15 +270,15 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     task_options: dict[str, Any] = {}
     """Handed to the task as they are (column names, labels, pooling, max_tokens ...)."""
 
-    inputs: tuple[TensorConfig, ...] = ()
+    inputs: Annotated[tuple[TensorConfig, ...], MANY] = ()
     """The signature as it is to be seen; () = as the model has it. Needed by Triton's
     Python models and ensembles, which have none of their own."""
 
-    outputs: tuple[TensorConfig, ...] = ()
+    outputs: Annotated[tuple[TensorConfig, ...], MANY] = ()
     """The same for the outputs; those of the model that are not named here are not served."""
 
-    batch_inputs: tuple[BatchInputConfig, ...] = ()
-    ensemble: tuple[EnsembleStep, ...] = ()
+    batch_inputs: Annotated[tuple[BatchInputConfig, ...], SEVERAL] = ()
+    ensemble: Annotated[tuple[EnsembleStep, ...], SEVERAL] = ()
     """The steps of a model made of other models."""
 
     sequence: SequenceConfig | None = None
@@ -280,7 +292,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     cache: CacheConfig = CacheConfig()
 
-    warmup: tuple[WarmupConfig, ...] = ()
+    warmup: Annotated[tuple[WarmupConfig, ...], SEVERAL] = ()
     parameters: dict[str, str] = {}
     """For the model's own use, and shown by its configuration route."""
 

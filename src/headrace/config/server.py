@@ -14,10 +14,12 @@ from headrace.limits import (
     TRIAL_TIMEOUT_S,
     Http2Limits,
     HttpLimits,
+    Levels,
     NotNegative,
     Port,
     Positive,
     Seconds,
+    Workers,
 )
 from headrace.units import Size
 
@@ -122,7 +124,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     readiness_grace_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
     """How long readiness is false before the port closes, for balancers that poll."""
 
-    preprocess_threads: NotNegative = 0
+    preprocess_threads: Workers = 0
     """Threads for tokenisation and image decoding; 0 = number of cores."""
 
     model_control: Literal["none", "poll", "explicit", "watch"] = "none"
@@ -206,5 +208,5 @@ class TenantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     share: Annotated[float, Meta(gt=0, le=1_000_000)] = 1.0
     """Its part of the instances' time is this over the shares of all who have work waiting."""
 
-    priority_max: NotNegative = 0
+    priority_max: Levels = 0
     """The best level it may ask for: with 2 a request that says 1 is served as a 2. 0: any."""

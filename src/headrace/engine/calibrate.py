@@ -8,6 +8,7 @@ callers are put into one execution.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,9 +19,11 @@ from headrace.engine.collate import collate, split
 from headrace.engine.served import Profile
 from headrace.engine.stopwatch import Inputs, time_each, time_execution
 from headrace.errors import HeadraceError
+from headrace.limits import MIB
 from headrace.runtimes.base import LoadedModel
 from headrace.tasks.base import Item, Padding
 from headrace.types import DTYPE_OF, DYNAMIC, TensorSpec
+from headrace.units import size_text
 
 _now_ns = MonotonicClock.now_ns
 
@@ -41,6 +44,10 @@ _PROBE_LENGTH = 32
 _NEAR = 1.05
 """The smallest batch whose cost per row (or token) is this near the best: what a larger one
 gains does not repay that everybody in it waits longer."""
+
+SAMPLE_ROW_BYTES = 256 * MIB
+"""A model whose rows are larger is not measured: its shape is what its file says, and eight rows
+are made up at one time."""
 
 _FREE_SIZES = (8, 32, 224, 1)
 """Tried, in this order, for dimensions that the model leaves open."""
@@ -175,6 +182,9 @@ def _smallest_near_best(measured: Sequence[tuple[int, int]]) -> int:
 
 def working_size(loaded: LoadedModel) -> int:
     """A size for open dimensions that the model accepts."""
+    row_bytes = sum(_row_bytes(spec) for spec in loaded.inputs)
+    if row_bytes > SAMPLE_ROW_BYTES:
+        raise NotMeasured(f"a row has {size_text(row_bytes)} of inputs, too much to make up")
     open_axes = any(DYNAMIC in spec.shape[1:] for spec in loaded.inputs)
     problem = ""
     for free in _FREE_SIZES if open_axes else (1,):
@@ -185,6 +195,12 @@ def working_size(loaded: LoadedModel) -> int:
         else:
             return free
     raise NotMeasured(f"no sample input could be run: {problem}")
+
+
+def _row_bytes(spec: TensorSpec) -> int:
+    """What one row takes, where open dimensions are 1."""
+    sizes = (max(1, size) for size in spec.shape[1:])
+    return math.prod(sizes) * DTYPE_OF[spec.datatype].itemsize
 
 
 def _why_not_batchable(loaded: LoadedModel, free: int) -> str:

@@ -8,6 +8,7 @@ anybody relies on it.
 from __future__ import annotations
 
 import logging
+import math
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from headrace.engine.outcomes import response_of
 from headrace.engine.served import ServedModel
 from headrace.engine.validate import check_inputs, rows_of
 from headrace.errors import HeadraceError, InferenceFailed, ModelLoadError
+from headrace.limits import GIB
 from headrace.runtimes.base import Emitted
 from headrace.telemetry.instruments import RequestRecord
 from headrace.types import DTYPE_OF, DYNAMIC, InferenceRequest, InferenceResponse, Tensor
@@ -30,6 +32,9 @@ _LOG = logging.getLogger("headrace.engine")
 
 PATIENCE_S = 300.0
 """How long a decoupled model may take to end its answers to one request."""
+
+WARMUP_BYTES = 1 * GIB
+"""Of the inputs of one made-up request; requests are smaller (``limits.max_body_bytes``)."""
 
 ReadFile = Callable[[str], bytes]
 
@@ -73,8 +78,15 @@ def request_of(
             be.
     """
     inputs: list[Tensor] = []
+    size_bytes = 0
     for place, (name, said) in enumerate(config.inputs.items()):
         datatype, shape = _form(served, config.rows, name, said)
+        size_bytes += math.prod(shape) * DTYPE_OF[datatype].itemsize
+        if size_bytes > WARMUP_BYTES or any(size < 0 for size in shape):
+            raise InferenceFailed(
+                f"input '{name}' of shape {shape} brings its inputs to {size_bytes} bytes; "
+                f"at most {WARMUP_BYTES} can be made up"
+            )
         data = said.get("data", "zero")
         if data == "zero":
             array = _zeros(datatype, shape)

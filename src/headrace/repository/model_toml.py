@@ -9,6 +9,7 @@ those of nested tables too; ``runtime_options`` and ``task_options`` key by key.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -73,8 +74,22 @@ def overlay(base: ModelConfig, table: Mapping[str, Any], *, where: str) -> Model
         what, _, at = str(error).partition(" - at `$.")
         field = at.rstrip("`")
         what = what.replace("`", "")
+        value = _value_at(table, field)
+        if isinstance(value, int | float | str):
+            what += f", got {value!r}"[:100]
         raise ConfigError(f"{where}: {field}: {what}", field=field) from None
     return _replace(base, given, table)
+
+
+def _value_at(table: Mapping[str, Any], field: str) -> object:
+    """What ``warmup[0].rows`` of a table is; None where there is no such value."""
+    value: Any = table
+    for name in re.findall(r"[^.\[\]]+", field):
+        try:
+            value = value[int(name)] if isinstance(value, list | tuple) else value[name]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return None
+    return value
 
 
 def merge(base: ModelConfig, override: ModelConfig) -> ModelConfig:

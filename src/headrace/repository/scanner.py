@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +31,13 @@ from headrace.repository.model_toml import FILE_NAME as MODEL_TOML
 from headrace.repository.model_toml import merge, overlay_folder
 from headrace.repository.onnx_check import check_onnx
 from headrace.repository.triton import CONFIG_PBTXT
-from headrace.repository.untrusted import check_untrusted
-from headrace.repository.versions import VERSION_FOLDER, VersionPolicy, is_version_folder
+from headrace.repository.untrusted import UNTRUSTED_VERSIONS, check_untrusted
+from headrace.repository.versions import (
+    MAX_VERSIONS,
+    VERSION_FOLDER,
+    VersionPolicy,
+    is_version_folder,
+)
 
 if TYPE_CHECKING:
     from headrace.repository.triton.described import Described
@@ -221,6 +226,7 @@ class Scanner:
         folder = described.path.parent
         config = self._configure(name, [folder], root, described)
         policy = VersionPolicy(config.versions, model=name)
+        self._check_count(policy, versions)
         for served, version in enumerate(policy.candidates(versions or [1])):
             if policy.enough(served):
                 break
@@ -236,6 +242,10 @@ class Scanner:
                 )
             )
 
+    def _check_count(self, policy: VersionPolicy, versions: Mapping[int, Path]) -> None:
+        trusted = all(map(self._is_trusted, versions.values()))
+        policy.check(versions, MAX_VERSIONS if trusted else UNTRUSTED_VERSIONS)
+
     def _add_versions(
         self,
         name: str,
@@ -246,6 +256,7 @@ class Scanner:
     ) -> None:
         """As many as the policy wants; a broken newer one does not take an older one down."""
         policy = VersionPolicy(config.versions, model=name, also=config.aliases.values())
+        self._check_count(policy, versions)
         problems: list[Problem] = []
         for missing in sorted((policy.named | policy.also) - set(versions)):
             there = ", ".join(map(str, sorted(versions)))

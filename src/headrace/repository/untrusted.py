@@ -13,6 +13,7 @@ import msgspec
 
 from headrace.config import ModelConfig
 from headrace.errors import ModelLoadError
+from headrace.limits import GIB
 from headrace.machine import usable_cores
 
 ALLOWED = frozenset(
@@ -45,6 +46,24 @@ REFUSED_KEYS = frozenset({"task_options.tokenizer"})
 INSTANCES_PER_CORE = 4
 """Instances that a model may ask for: more than cores, because a Python model may wait."""
 
+MOST = {
+    "batching.max_batch_size": 4096,
+    "queue.max_queue_size": 16_384,
+    "queue.max_queue_bytes": 1 * GIB,
+    "priority_levels": 16,
+    "sequence.max_sequences": 1024,
+    "ensemble": 32,
+    "warmup.count": 1000,
+    "warmup.rows": 100_000,
+}
+"""What such a model may ask for: four times the default, or more than models are seen to need.
+``ensemble`` counts steps; ``warmup.count`` is all runs together, ``warmup.rows`` all their rows."""
+
+_ZERO_IS_UNBOUNDED = frozenset({"queue.max_queue_bytes"})
+
+UNTRUSTED_VERSIONS = 8
+"""Versions of such a model that are served together: each is a model in memory."""
+
 
 def check_untrusted(
     before: ModelConfig, after: ModelConfig, *, where: str, may_set_runtime: bool = False
@@ -60,7 +79,7 @@ def check_untrusted(
 
     Raises:
         ModelLoadError: the file sets a field that is not in :data:`ALLOWED`, or asks for more
-            instances or threads than the machine's cores allow.
+            than :data:`MOST`, or more instances or threads than the machine's cores allow.
     """
     for path in _changed(before, after):
         if may_set_runtime and path == ("runtime",):
@@ -75,17 +94,36 @@ def check_untrusted(
                 'server.code_from = "anywhere" if you trust its authors',
                 field=name,
             )
+    was, asked = _counts(before), _counts(after)
     cores = usable_cores()
-    for name, most in (("instances", INSTANCES_PER_CORE * cores), ("threads", cores)):
-        asked = getattr(after, name)
-        if asked > most and asked != getattr(before, name):
+    most = {**MOST, "instances": INSTANCES_PER_CORE * cores, "threads": cores}
+    for name, limit in most.items():
+        unbounded = name in _ZERO_IS_UNBOUNDED and not asked[name]
+        if asked[name] != was[name] and (asked[name] > limit or unbounded):
+            on = f" on this machine of {cores} cores" if name in ("instances", "threads") else ""
             raise ModelLoadError(
-                f"{where}: {name} = {asked} is more than a model from a store or a load request "
-                f"may ask for: {most} on this machine of {cores} cores",
+                f"{where}: {name} = {asked[name]} is more than a model from a store or a load "
+                f"request may ask for: {limit}{on}",
                 code="field_refused",
                 hint=f"ask for less, or set {name} in [models.NAME] of the server's configuration",
                 field=name,
             )
+
+
+def _counts(config: ModelConfig) -> dict[str, int]:
+    queue, batching, sequence = config.queue, config.batching, config.sequence
+    return {
+        "instances": config.instances,
+        "threads": config.threads,
+        "batching.max_batch_size": batching.max_batch_size,
+        "queue.max_queue_size": queue.max_queue_size,
+        "queue.max_queue_bytes": queue.max_queue_bytes,
+        "priority_levels": config.priority_levels,
+        "sequence.max_sequences": 0 if sequence is None else sequence.max_sequences,
+        "ensemble": len(config.ensemble),
+        "warmup.count": sum(each.count for each in config.warmup),
+        "warmup.rows": sum(each.count * each.rows for each in config.warmup),
+    }
 
 
 def _changed(before: object, after: object, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

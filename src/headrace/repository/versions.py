@@ -11,6 +11,9 @@ from headrace.errors import ConfigError
 VERSION_FOLDER = re.compile(r"[1-9][0-9]{0,18}")
 """Whole, positive, no leading zero, within 63 bits: Triton's rule for version folders."""
 
+MAX_VERSIONS = 100
+"""Of one model that are served together: each is a model in memory."""
+
 _LATEST = re.compile(r"latest(?::([1-9][0-9]{0,5}))?")
 
 
@@ -33,6 +36,7 @@ class VersionPolicy:
     """
 
     def __init__(self, text: str, *, model: str, also: Iterable[str] = ()) -> None:
+        self._model = model
         self.also = frozenset(int(v) for v in also if VERSION_FOLDER.fullmatch(v))
         self.named: frozenset[int] = frozenset()
         self._newest: int | None = None
@@ -40,6 +44,8 @@ class VersionPolicy:
         latest = _LATEST.fullmatch(policy)
         if latest:
             self._newest = int(latest[1] or 1)
+            if self._newest > MAX_VERSIONS:
+                raise _too_many(model, f"versions = {text!r}", MAX_VERSIONS)
         elif policy != "all":
             numbers = [part.strip() for part in policy.split(",")]
             if not all(VERSION_FOLDER.fullmatch(number) for number in numbers):
@@ -56,6 +62,23 @@ class VersionPolicy:
             if not self.named or version in self.named:
                 yield version
 
+    def check(self, available: Iterable[int], most: int = MAX_VERSIONS) -> None:
+        """Raises ConfigError where more than ``most`` of these would be served."""
+        wanted = {version for version in available if not self.named or version in self.named}
+        count = len(wanted) if self._newest is None else min(self._newest, len(wanted))
+        count += len(self.also & wanted) if self._newest is not None else 0
+        if count > most:
+            raise _too_many(self._model, f"{count} versions are to be served", most)
+
     def enough(self, served: int) -> bool:
         """Whether ``served`` versions are all that this policy wants."""
         return self._newest is not None and served >= self._newest
+
+
+def _too_many(model: str, what: str, most: int) -> ConfigError:
+    return ConfigError(
+        f"model {model!r}: {what}, and at most {most} can be",
+        hint='name those that are needed, or say "latest"',
+        model=model,
+        field="versions",
+    )

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from headrace.config import Config, ModelConfig
-from headrace.errors import ModelLoadError
+from headrace.errors import ConfigError, ModelLoadError
 from headrace.machine import usable_cores
 from headrace.repository.folders import MIRROR_MARK, is_mirrored
 from headrace.repository.layout import scan
 from headrace.repository.model_toml import overlay
 from headrace.repository.selection import select
 from headrace.repository.untrusted import ALLOWED, INSTANCES_PER_CORE, check_untrusted
+from headrace.repository.versions import VersionPolicy
 
 
 def check(table: dict[str, Any], base: ModelConfig | None = None, **options: Any) -> None:
@@ -119,3 +120,62 @@ def test_an_archive_s_settings_are_not_taken_unasked() -> None:
     files = {"m/model.onnx": 1, "m/model.toml": 1, "m/labels.txt": 1}
     assert set(select(files, {}, ())) == {"m/model.onnx", "m/labels.txt"}
     assert "m/model.toml" in select(files, {}, ["m/*"])
+
+
+MANY_WARMUPS = [{"rows": 1, "count": 10}] * 101
+STEP = {"model": "a", "input_map": {}, "output_map": {}}
+
+
+@pytest.mark.parametrize(
+    ("table", "field", "told"),
+    [
+        ({"instances": 1025}, "instances", "1024"),
+        ({"threads": 1025}, "threads", "1024"),
+        ({"priority_levels": 101}, "priority_levels", "100"),
+        ({"default_priority": 101}, "default_priority", "100"),
+        ({"batching": {"max_batch_size": 65_537}}, "batching.max_batch_size", "65536"),
+        ({"queue": {"max_queue_size": 1_000_001}}, "queue.max_queue_size", "1000000"),
+        ({"residency": {"max_waiting": 1_000_001}}, "residency.max_waiting", "1000000"),
+        ({"sequence": {"max_sequences": 65_537}}, "sequence.max_sequences", "65536"),
+        ({"cache": {"semantic_entries": 100_001}}, "cache.semantic_entries", "100000"),
+        ({"warmup": [{"rows": 65_537}]}, "warmup[0].rows", "65536"),
+        ({"warmup": [{"count": 10_001}]}, "warmup[0].count", "10000"),
+        ({"warmup": MANY_WARMUPS}, "warmup", "100"),
+        ({"ensemble": [STEP] * 101}, "ensemble", "100"),
+    ],
+)
+def test_no_count_is_without_a_maximum(table: dict[str, Any], field: str, told: str) -> None:
+    """The field, the value and the maximum are named."""
+    with pytest.raises(ConfigError, match=told) as caught:
+        overlay(ModelConfig(), table, where="x")
+    assert caught.value.details["field"] == field
+    if field not in ("warmup", "ensemble"):
+        assert f"got {int(told) + 1}" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("table", "field"),
+    [
+        ({"batching": {"max_batch_size": 4097}}, "batching.max_batch_size"),
+        ({"queue": {"max_queue_size": 16_385}}, "queue.max_queue_size"),
+        ({"queue": {"max_queue_bytes": 2**30 + 1}}, "queue.max_queue_bytes"),
+        ({"queue": {"max_queue_bytes": 0}}, "queue.max_queue_bytes"),
+        ({"priority_levels": 17}, "priority_levels"),
+        ({"sequence": {"max_sequences": 1025}}, "sequence.max_sequences"),
+        ({"ensemble": [STEP] * 33}, "ensemble"),
+        ({"warmup": [{"count": 501}, {"count": 500}]}, "warmup.count"),
+        ({"warmup": [{"rows": 1001, "count": 100}]}, "warmup.rows"),
+    ],
+)
+def test_untrusted_models_ask_for_less(table: dict[str, Any], field: str) -> None:
+    with pytest.raises(ModelLoadError, match=field) as caught:
+        check(table)
+    assert (caught.value.code, caught.value.details["field"]) == ("field_refused", field)
+
+
+def test_a_hundred_versions_are_served_together() -> None:
+    VersionPolicy("all", model="words").check(range(1, 101))
+    VersionPolicy("latest", model="words").check(range(1, 1000))
+    for text in ("all", "latest:101", ",".join(map(str, range(1, 102)))):
+        with pytest.raises(ConfigError, match="at most 100"):
+            VersionPolicy(text, model="words").check(range(1, 200))
