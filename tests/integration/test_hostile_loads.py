@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.client
 import json
 import signal
 import threading
@@ -126,7 +128,8 @@ def test_a_hostile_upload_is_refused_and_the_others_are_served(
     assert (status, "bad" in answer["error"]) == (400, True)
     assert code in ("", answer.get("reason_code"))
     state, reason = states(server)["bad"]
-    assert (state, reason) == ("UNAVAILABLE", answer["error"].split(" (")[0]) or reason
+    assert state == "UNAVAILABLE"
+    assert reason
     assert answers(server, "good")
     assert server.stop() == 0
 
@@ -142,9 +145,5 @@ def test_sigterm_ends_a_server_that_tries_an_endless_model_out(server: ServerPro
 
 
 def _quietly(server: ServerProcess, model: bytes) -> None:
-    try:
+    with contextlib.suppress(OSError, http.client.HTTPException):  # it is cut off
         upload(server, "bad", model)
-    except OSError:
-        pass  # cut off
-    except Exception as error:  # noqa: BLE001 # http.client's own, of an answer that was cut off
-        assert "Remote" in repr(error) or "Incomplete" in repr(error)  # noqa: PT017
