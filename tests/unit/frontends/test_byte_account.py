@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
+import weakref
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.errors import InvalidRequest
+from headrace.engine.catalog import Catalog
+from headrace.errors import InvalidRequest, ModelNotFound
 from headrace.frontends.byte_account import (
     TLS_BYTES,
     UNCOUNTED_BYTES,
@@ -299,3 +302,22 @@ def test_echo_of_a_large_body_holds_nothing_afterwards() -> None:
     assert client.answer().status == 200
     assert b.lane.account.used_bytes == 0
     assert isinstance(b.exchanges[0], Exchange)
+
+
+def test_an_error_about_an_unknown_model_does_not_keep_the_caller_alive() -> None:
+    class Body:
+        pass
+
+    def ask() -> weakref.ref[Body]:
+        body = Body()
+        try:
+            Catalog().resolve("none")
+        except ModelNotFound:
+            pass
+        return weakref.ref(body)
+
+    gc.disable()
+    try:
+        assert ask()() is None
+    finally:
+        gc.enable()
