@@ -4,7 +4,8 @@ Each attack has a server of its own that also serves ``mlp`` to honest clients o
 Their rate is measured alone and beside the attack, which is repeated as long as that takes if it is
 a flood. ``held`` is whether the answer was one of those that are expected. Resident memory is of
 all processes of the server: the highest during the attack, and after it, less that before.
-Writes ``attacks.md`` beside the results.
+The server has ``max_memory_bytes`` of 1 GiB and a ``trial_timeout_s`` of 5 s. Writes ``attacks.md``
+beside the results.
 """
 
 from __future__ import annotations
@@ -27,6 +28,15 @@ from benchmarks.settings import Settings
 
 NAME = "attacks"
 CONNECTIONS = 4
+SETTINGS = """
+[server]
+trial_timeout_s = 5
+
+[server.limits]
+max_memory_bytes = 1_073_741_824
+"""
+"""Of the attacked server: bounds that can be reached in seconds, and on a small machine."""
+
 LEAST_SHARE = 0.5
 MAX_HELD_MIB = 128
 """What memory may have grown by after an attack: allocators keep some of what they had."""
@@ -79,7 +89,9 @@ def measure(attack: Attack, settings: Settings, work: Path) -> Result:
     mlp.write_mlp(repository / "mlp" / "1", settings.seed)
     attack_cases.write_models(repository)
     honest = Generator(mlp.make_requests(mlp.BINARY, settings.seed), work / "honest")
-    flags = ("--watch",) if attack.watch else ()
+    settings_file = work / "headrace.toml"
+    settings_file.write_text(SETTINGS)
+    flags = ("--config", str(settings_file), *(("--watch",) if attack.watch else ()))
     with headrace_server(repository, work, *flags) as server:
         alone = honest.run(server, CONNECTIONS, settings.seconds).rate
         cpu_s = server.cpu_s()
