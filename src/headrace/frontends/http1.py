@@ -26,6 +26,7 @@ from headrace.frontends.lane import NEVER, Lane
 from headrace.frontends.peer import Peer, peer_of
 from headrace.frontends.reader import IDLE, IN_BODY, IN_HEAD, RequestReader
 from headrace.frontends.refusals import Refusal
+from headrace.frontends.turn import Turn
 
 _LOG = logging.getLogger("headrace.http")
 
@@ -45,8 +46,7 @@ _LINGER_S = 2.0
 with unread bytes would reset the connection and take the answer with it."""
 
 _TURN_REQUESTS = 128
-"""Requests of one connection that are taken in one turn of the loop: some 10 ms of the smallest,
-after which other connections have their turn."""
+"""Of one connection, taken in one turn of the loop, unless its time ends before."""
 
 _SLICE_REQUESTS = 4
 """What a slice without a request counts as: a body in chunks of one byte costs as much."""
@@ -81,7 +81,7 @@ class Connection(asyncio.Protocol):
         self._last_raw_head = b""
         self._unread = b""  # requests that wait for another turn, or for answers
         self._position = 0  # in it
-        self._turn_left = _TURN_REQUESTS
+        self._turn = Turn(_TURN_REQUESTS)
         self._turn_scheduled = False
         self._reading = True
         self._resumed: asyncio.Future[None] | None = None  # set while the client reads too slowly
@@ -124,7 +124,7 @@ class Connection(asyncio.Protocol):
             self._unread = self._unread[self._position :] + data
             self._position = 0
             return
-        self._turn_left = _TURN_REQUESTS
+        self._turn.begin()
         self._read(data, 0)
 
     def _read(self, data: bytes, position: int) -> None:
@@ -151,7 +151,7 @@ class Connection(asyncio.Protocol):
             position = next_one
             if not self._accept(head, data[end:position]) or position == size:
                 return
-            if self._turn_left <= 0 or len(self._exchanges) >= self._limits.max_pipelined:
+            if self._turn.is_over() or len(self._exchanges) >= self._limits.max_pipelined:
                 self._wait_with(data, position)
                 return
         self._parse(data, position)
@@ -173,7 +173,7 @@ class Connection(asyncio.Protocol):
         if self._ending or self.closed or self._resumed is not None:
             return
         data, self._unread = self._unread, b""
-        self._turn_left = _TURN_REQUESTS
+        self._turn.begin()
         self._read(data, self._position)
         if not (self._unread or self._ending):
             self._after_answer()
@@ -182,10 +182,10 @@ class Connection(asyncio.Protocol):
         """Gives the parser slices, as many as the turn allows; what is wrong with them, if any."""
         reader, size = self._reader, len(data)
         while position < size and not self._ending:
-            if self._turn_left <= 0 or len(self._exchanges) >= self._limits.max_pipelined:
+            if self._turn.is_over() or len(self._exchanges) >= self._limits.max_pipelined:
                 self._wait_with(data, position)
                 return None
-            self._turn_left -= _SLICE_REQUESTS
+            self._turn.left -= _SLICE_REQUESTS
             begin, position = position, position + reader.slice_bytes
             if (refusal := reader.feed(data[begin:position])) is not None:
                 return refusal
@@ -269,7 +269,7 @@ class Connection(asyncio.Protocol):
         exchange = Exchange(self, head, body, _now_ns(), head.keep_alive)
         exchanges = self._exchanges
         exchanges.append(exchange)
-        self._turn_left -= 1
+        self._turn.left -= 1
         self.deadline_s = NEVER
         if not head.keep_alive:
             self._ending = True

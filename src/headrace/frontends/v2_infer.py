@@ -94,6 +94,9 @@ class InferRoute:
         self._submit(exchange, self._reply(exchange, name, request, shared))
 
     def _submit(self, exchange: Exchange, reply: _InferReply) -> None:
+        """Raises HeadraceError where the answer would be too large, too."""
+        model, version = reply.name[:2]
+        check_bytes(reply.request, self._engine.catalog.resolve(model, version), self.limits)
         ticket = self._engine.submit(reply.request, reply)
         exchange.cancel = ticket.cancel
         if reply.shared.regions:
@@ -102,12 +105,11 @@ class InferRoute:
     def _reply(
         self, exchange: Exchange, name: Name, request: InferenceRequest, shared: RequestMemory
     ) -> _InferReply:
-        """What answers. Raises HeadraceError where the answer would be too large."""
+        """What answers."""
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
         heed(request, exchange.head.headers)
         name_caller(request, exchange.connection)
-        check_bytes(request, self._engine.catalog.resolve(name[0], name[1]), self.limits)
         return _InferReply(exchange, request, shared, self, name)
 
     def _decode_later(
@@ -179,13 +181,13 @@ class _InferReply(msgspec.Struct, eq=False):
     def complete(self, response: InferenceResponse, record: RequestRecord) -> None:
         exchange, route = self.exchange, self.route
         exchange.cancel = None
-        if v2_json_answer.is_large(response.outputs):
-            steps = v2_json_answer.encode_steps(
-                response, self.request, self.shared, route.limits.max_answer_bytes
-            )
-            exchange.cancel = route.slices.run(steps, self._send, partial(fail, exchange))
-            return
         try:
+            if v2_json_answer.is_large(response.outputs):
+                steps = v2_json_answer.encode_steps(
+                    response, self.request, self.shared, route.limits.max_answer_bytes
+                )
+                exchange.cancel = route.slices.run(steps, self._send, partial(fail, exchange))
+                return
             body, blobs = v2_json_answer.encode_response(response, self.request, self.shared)
             if len(body) > route.limits.max_answer_bytes:  # few texts, but long ones
                 raise too_large(route.limits.max_answer_bytes)
