@@ -48,8 +48,7 @@ with unread bytes would reset the connection and take the answer with it."""
 _TURN_REQUESTS = 128
 """Of one connection, taken in one turn of the loop, unless its time ends before."""
 
-_SLICE_REQUESTS = 4
-"""What a slice without a request counts as: a body in chunks of one byte costs as much."""
+_SLICE_REQUESTS = 4  # what a slice without a request counts as: so much do chunks of a byte cost
 
 _HEAD_END = b"\r\n\r\n"
 
@@ -81,7 +80,7 @@ class Connection(asyncio.Protocol):
         self._last_raw_head = b""
         self._unread = b""  # requests that wait for another turn, or for answers
         self._position = 0  # in it
-        self._turn = Turn(_TURN_REQUESTS)
+        self._turn = Turn(_TURN_REQUESTS, lane.counters)
         self._turn_scheduled = False
         self._reading = True
         self._resumed: asyncio.Future[None] | None = None  # set while the client reads too slowly
@@ -120,6 +119,7 @@ class Connection(asyncio.Protocol):
         if self._ending:
             return
         self._lane.counters.received_bytes += len(data)
+        self._turn.count(len(data))
         if self._unread:
             self._unread = self._unread[self._position :] + data
             self._position = 0

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from headrace.clock import MonotonicClock
+from headrace.telemetry.snapshot import HttpCounters
 
 TURN_NS = 500_000
-"""About what four clients with a request each take. A turn of the loop costs a fiftieth of it."""
+"""About what four clients with a request each take."""
+
+LONE_TURN_NS = 4_000_000
+"""Where no other connection has sent anything since the last turn: larger batches cost less."""
 
 _UNTIMED_UNITS = 4
 """Of a turn; for most reads the clock is not asked."""
@@ -16,14 +20,18 @@ class Turn:
 
     Args:
         units: of a turn, at most.
+        counters: of all connections; a connection tells :meth:`count` what it adds to their
+            ``received_bytes``.
 
-    ``left`` is what is left of them; who does the work subtracts it.
+    ``left`` is what is left of the units; who does the work subtracts it.
     """
 
-    __slots__ = ("_ends_ns", "_units", "left")
+    __slots__ = ("_counters", "_ends_ns", "_received_bytes", "_units", "left")
 
-    def __init__(self, units: int) -> None:
+    def __init__(self, units: int, counters: HttpCounters) -> None:
         self._units = self.left = units
+        self._counters = counters
+        self._received_bytes = 0  # by all when a turn was over, and by this connection since then
         self._ends_ns = 0
 
     def begin(self) -> None:
@@ -31,11 +39,19 @@ class Turn:
         self.left = self._units
         self._ends_ns = 0
 
+    def count(self, size: int) -> None:
+        """The connection has read so many bytes itself."""
+        self._received_bytes += size
+
     def is_over(self) -> bool:
         """Whether the rest has to wait. Never before the first unit of work."""
         if self.left > self._units - _UNTIMED_UNITS:
             return False
-        now_ns = MonotonicClock.now_ns()
+        now_ns, received_bytes = MonotonicClock.now_ns(), self._counters.received_bytes
         if not self._ends_ns:
-            self._ends_ns = now_ns + TURN_NS
-        return self.left <= 0 or now_ns >= self._ends_ns
+            alone = received_bytes == self._received_bytes
+            self._ends_ns = now_ns + (LONE_TURN_NS if alone else TURN_NS)
+        if self.left > 0 and now_ns < self._ends_ns:
+            return False
+        self._received_bytes = received_bytes
+        return True

@@ -209,7 +209,7 @@ class Sender(FloodGuard):
         self.head_prefix = b""
         """What the next header block must begin with, see ``fields.NO_TABLE``."""
 
-        self.turn = Turn(TURN_UNITS)
+        self.turn = Turn(TURN_UNITS, counters)
         """Of the loop: frames and messages that may still be handled in it."""
 
         self.postponed: dict[int, Stream] = {}

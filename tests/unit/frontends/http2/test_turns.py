@@ -150,6 +150,7 @@ def test_answers_while_messages_wait_end_the_call_once() -> None:
 
 
 def test_a_turn_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turn, "LONE_TURN_NS", 0)
     monkeypatch.setattr(turn, "TURN_NS", 0)
     bench, wire = stream()
     (incoming,) = bench.streams
