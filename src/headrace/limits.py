@@ -121,6 +121,17 @@ class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Largest answer: 8 million floats as JSON, 32 million as binary data. Twice the body, and
     twice the answers that one HTTP/2 connection holds."""
 
+    max_memory_bytes: NotNegative = 0
+    """Of one worker process: request bodies, also inflated, from their first byte to the end of
+    the answer, and answers until the socket has taken them. One client address gets half at most
+    (all clients on this machine are one). What does not fit is refused with 503. 0: a quarter of
+    the memory that the server may use, divided by the workers; at least eight times
+    ``max_body_bytes``, if that is not more than half of the memory."""
+
+    max_unsent_bytes: Positive = 64 * MIB
+    """Of the answers of one HTTP/1.1 connection that are expected, or not read by the client;
+    while there is more, its further pipelined requests wait. As in HTTP/2."""
+
 
 class Http2Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one HTTP/2 connection may cost, beside what ``HttpLimits`` says for both."""

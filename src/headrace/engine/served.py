@@ -86,6 +86,7 @@ class ServedModel:
     """
 
     __slots__ = (
+        "answer_row_bytes",
         "batchable",
         "busy",
         "checks",
@@ -145,8 +146,7 @@ class ServedModel:
         runtime: str,
         config: ModelConfig,
     ) -> None:
-        self.name = metadata.name
-        self.version = version
+        self.name, self.version = metadata.name, version
         self.metadata = metadata
         self.loaded = loaded
         self.task = task
@@ -186,6 +186,7 @@ class ServedModel:
         self.row_bytes = 0  # of all inputs, where every row has as many
         self.nonfinite_refused = not config.allow_nonfinite
         self.input_count = self.slots = len(inputs := metadata.inputs)
+        self.answer_row_bytes = sum(map(_answer_row_bytes, metadata.outputs))
         self.required = frozenset(spec.name for spec in inputs if not spec.optional)
         self.checks: dict[str, InputCheck] = {}
         self.uniform_rows = False
@@ -287,6 +288,15 @@ class ServedModel:
 
 def _unheard(text: str) -> None:
     del text
+
+
+def _answer_row_bytes(spec: TensorSpec) -> int:
+    """What one row of an output takes at least, as a tensor and as it is sent.
+
+    Dimensions that are not known count as 1.
+    """
+    size = DTYPE_OF[spec.datatype].itemsize
+    return 2 * size * prod([axis for axis in spec.shape if axis != DYNAMIC])
 
 
 def _triton_io(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:

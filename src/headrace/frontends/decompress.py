@@ -6,6 +6,7 @@ import asyncio
 import zlib
 from collections.abc import Callable
 
+from headrace.frontends.byte_account import UNCOUNTED_BYTES
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.lane import Lane
 from headrace.frontends.refusals import (
@@ -74,14 +75,13 @@ def decompress_later(lane: Lane, exchange: Exchange, handle: Callable[[Exchange]
 
     Off the loop, because a megabyte of gzip is milliseconds of work.
     """
-    future = lane.loop.run_in_executor(
-        None,
-        decompress,
-        exchange.body,
-        exchange.head.headers[b"content-encoding"],
-        lane.limits.max_body_bytes,
-        lane.limits.max_compression_ratio,
-    )
+
+    def work() -> bytes | Refusal:
+        encoding = exchange.head.headers[b"content-encoding"]
+        limits = lane.limits
+        return decompress(
+            exchange.body, encoding, limits.max_body_bytes, limits.max_compression_ratio
+        )
 
     def finished(done: asyncio.Future[bytes | Refusal]) -> None:
         if exchange.connection.closed or done.cancelled():
@@ -92,6 +92,11 @@ def decompress_later(lane: Lane, exchange: Exchange, handle: Callable[[Exchange]
             return
         outcome = done.result()
         if isinstance(outcome, bytes):
+            size = len(outcome)
+            if size > UNCOUNTED_BYTES and not exchange.hold(size):
+                exchange.body = b""
+                exchange.respond_error(exchange.connection.share.full())
+                return
             exchange.body = outcome
             handle(exchange)
         else:
@@ -99,4 +104,4 @@ def decompress_later(lane: Lane, exchange: Exchange, handle: Callable[[Exchange]
                 lane.counters.reject(outcome.limit)
             exchange.respond(outcome.status, outcome.body(lane.limits))
 
-    future.add_done_callback(finished)
+    lane.inflater.start(work, finished)

@@ -36,6 +36,9 @@ _PATH = re.compile(
 MAX_UNSENT_EVENTS = 4096
 """Answers that wait for a client that reads too slowly; a model can be faster than any client."""
 
+MAX_UNSENT_BYTES = 64 << 20
+"""Of these answers, as much as ``HttpLimits.max_unsent_bytes``."""
+
 _EVENTS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
 
 Target = tuple[str, str, bool]
@@ -74,7 +77,7 @@ class GenerateRoute:
         answer_size.check_values(request, served, self._limits)
         kind = _Stream if streams else _One
         reply = kind(exchange, self._limits)
-        exchange.cancel = self._engine.submit(request, reply).cancel
+        exchange.submitted(self._engine.submit(request, reply))
 
 
 def _encoded(response: InferenceResponse, limits: HttpLimits) -> bytes:
@@ -134,6 +137,7 @@ class _Stream:
         self._begun = False
         self._ended = False
         self._events: deque[bytes] = deque()
+        self._held_bytes = 0  # of these
         self._pump: asyncio.Task[None] | None = None
 
     def part(self, response: InferenceResponse) -> None:
@@ -169,10 +173,12 @@ class _Stream:
         exchange = self._exchange
         if not self._begun:
             self._begin()
+        full = False
         if event:
             self._events.append(event)
+            full = len(self._events) > MAX_UNSENT_EVENTS or not self._hold(len(event))
         self._ended = self._ended or last
-        if len(self._events) > MAX_UNSENT_EVENTS and exchange.cancel is not None:
+        if full and exchange.cancel is not None:
             cancel, exchange.cancel = exchange.cancel, None
             cancel()
             error = Overloaded(
@@ -185,6 +191,13 @@ class _Stream:
         if self._pump is None:
             self._pump = asyncio.get_running_loop().create_task(self._send())
 
+    def _hold(self, size: int) -> bool:
+        """Counts an event that waits; False if there are too many bytes of them."""
+        if self._held_bytes + size > MAX_UNSENT_BYTES or not self._exchange.hold(size):
+            return False
+        self._held_bytes += size
+        return True
+
     def _begin(self) -> None:
         self._begun = True
         exchange = self._exchange
@@ -194,13 +207,16 @@ class _Stream:
         exchange.connection.begin(exchange, 200, head_of(_EVENTS, None, chunked=chunked))
 
     async def _send(self) -> None:
-        connection, events = self._exchange.connection, self._events
+        exchange, events = self._exchange, self._events
+        connection = exchange.connection
         while events and not connection.closed:
             await connection.writable()
             if connection.closed or not events:
                 break
             data = b"".join(events)
             events.clear()
+            exchange.give(self._held_bytes)
+            self._held_bytes = 0
             if not self._ended:
                 connection.send(self._exchange, data, last=False)
                 continue

@@ -7,6 +7,8 @@ sections 3.2, 6.1, 6.3).
 
 from __future__ import annotations
 
+import http
+
 from headrace.frontends import refusals
 from headrace.frontends.refusals import Refusal
 
@@ -33,6 +35,11 @@ _NOT_REMEMBERED = (b"transfer-encoding", b"expect", b"upgrade", b"content-encodi
 _HOST_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=%:[]"
 """What RFC 3986 section 3.2 allows in a host and port; RFC 9112 section 3.2 wants the rest
 refused."""
+
+STATUS_LINE = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
+    for status in http.HTTPStatus
+} | {499: b"HTTP/1.1 499 Client Closed Request\r\n"}
 
 
 class Head:
@@ -80,6 +87,18 @@ class Head:
         self.keep_alive = keep_alive
         self.plain = keep_alive and not http_1_0
         self.route: tuple[str, str] | None = None
+
+    def connection_line(self, *, keep_alive: bool) -> bytes:
+        """The answer's Connection header: b"" where the version says the same."""
+        if not keep_alive:
+            return b"connection: close\r\n"
+        return b"connection: keep-alive\r\n" if self.http_1_0 else b""
+
+
+NO_HEAD = Head(b"", b"", {}, [])
+"""Of a request that never became one."""
+
+NO_HEAD_OF_HEAD = Head(b"HEAD", b"", {}, [])
 
 
 def read_head(

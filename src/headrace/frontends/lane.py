@@ -9,9 +9,11 @@ from email.utils import formatdate
 from typing import Protocol
 
 from headrace.frontends import refusals
+from headrace.frontends.byte_account import ByteAccount, default_total_bytes
 from headrace.frontends.exchange import Handler
 from headrace.frontends.grpc.call import Methods
 from headrace.frontends.heads import Head
+from headrace.frontends.inflater import Inflater
 from headrace.frontends.refusals import Refusal
 from headrace.limits import Http2Limits, HttpLimits
 from headrace.telemetry.snapshot import HttpCounters
@@ -63,7 +65,7 @@ class Lane:
     """The HTTP side of one server process. Made on a running event loop.
 
     ``grpc`` are the gRPC methods there are; ``http2`` makes what takes over a connection that
-    begins as HTTP/2 does. Without it HTTP/2 is refused.
+    begins as HTTP/2 does. Without it HTTP/2 is refused. ``account``: of the process.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Lane:
         limits: HttpLimits,
         counters: HttpCounters,
         http2_limits: Http2Limits = Http2Limits(),  # noqa: B008 - frozen
+        account: ByteAccount | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.loop = loop or asyncio.get_running_loop()
@@ -80,9 +83,14 @@ class Lane:
         self.limits = limits
         self.http2_limits = http2_limits
         self.counters = counters
+        self.account = account or ByteAccount(
+            limits.max_memory_bytes or default_total_bytes(0, 1, limits.max_body_bytes)
+        )
+        self.inflater = Inflater(self.loop)
         self.grpc: Methods = {}
         self.http2: Callable[[], Successor] | None = None
         self.connections: set[Connection] = set()
+        self.handshakes = 0  # of TLS, under way; no connections yet
         self.draining = False
         timeouts_s = (
             limits.header_timeout_s,
@@ -114,7 +122,7 @@ class Lane:
         counters.connections_open += 1
         if self.draining:  # it was in the backlog when the port closed
             return refusals.SHUTTING_DOWN
-        over = len(self.connections) - self.limits.max_connections
+        over = len(self.connections) + self.handshakes - self.limits.max_connections
         if over > 0:
             if over > _SPARE_CONNECTIONS:
                 counters.reject("max_connections")
@@ -122,6 +130,14 @@ class Lane:
             return refusals.TOO_MANY_CONNECTIONS
         counters.connections += 1
         return None
+
+    def has_room_for_handshake(self) -> bool:
+        """Whether a TLS connection may begin its handshake; it can be refused in words after it."""
+        most = self.limits.max_connections + _SPARE_CONNECTIONS
+        if self.draining or len(self.connections) + self.handshakes >= most:
+            self.counters.reject("max_connections")
+            return False
+        return True
 
     def hand_over(self, connection: Connection, successor: Connection) -> None:
         """The same client, spoken to by somebody else from now on."""

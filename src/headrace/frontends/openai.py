@@ -57,7 +57,7 @@ class EmbeddingsRoute:
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
         heed(request, exchange.head.headers)
-        exchange.cancel = self._engine.submit(request, _EmbeddingsReply(exchange, asked)).cancel
+        exchange.submitted(self._engine.submit(request, _EmbeddingsReply(exchange, asked)))
 
 
 class _EmbeddingsReply:
@@ -88,7 +88,11 @@ class _EmbeddingsReply:
             self._exchange.respond_error(error, openai_error_body)
             return
         record.encoded_ns = _now_ns()
-        self._exchange.respond_json(body)
+        if self._exchange.hold_answer(len(body)):
+            self._exchange.respond_json(body)
+        else:
+            full = self._exchange.connection.share.full()
+            self._exchange.respond_error(full, openai_error_body)
         record.written_ns = _now_ns()
 
     def fail(self, error: HeadraceError) -> None:

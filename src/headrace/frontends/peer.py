@@ -45,7 +45,7 @@ class Connected(Protocol):
 def peer_of(transport: asyncio.BaseTransport) -> Peer:
     """Both ends of a connection. Asks the kernel: not for the hot path."""
     remote, local = (transport.get_extra_info(name) for name in ("peername", "sockname"))
-    return Peer(_address(remote), _address(local))
+    return Peer(address_of(remote), address_of(local))
 
 
 def peer_of_grpcio(text: str, local_port: int | None = None) -> Peer:
@@ -83,7 +83,8 @@ def ip_literal(host: str) -> IPv4Address | IPv6Address | None:
     return mapped or address
 
 
-def _address(found: object) -> Address | None:
+def address_of(found: object) -> Address | None:
+    """An address as a socket tells it: host and port first, or the path of a Unix socket."""
     if isinstance(found, tuple):
         return Address(str(found[0]), int(found[1]))
     if isinstance(found, bytes):

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import httptools
 
 from headrace.frontends import refusals
+from headrace.frontends.byte_account import STEP_BYTES, UNCOUNTED_BYTES, Share
 from headrace.frontends.exchange import head_of
 from headrace.frontends.heads import Head, may_be_remembered, read_head
 from headrace.frontends.refusals import Refusal
@@ -41,6 +42,8 @@ class RequestReader:
         limits: for heads and bodies.
         accept: called with every complete request, from inside :meth:`feed`.
         remember: called with the bytes of a head that need not be parsed again.
+        share: of the process's memory; what a body takes of it is in ``held_bytes``, and whoever
+            accepts the body has to give it back.
 
     ``state`` is where it is. ``stage`` grows whenever a request begins or its body does:
     each has a timeout of its own. ``expects`` is the value of the Expect header of a request
@@ -52,8 +55,11 @@ class RequestReader:
         limits: HttpLimits,
         accept: Callable[[Head, bytes], object],
         remember: Callable[[bytes, Head], None],
+        share: Share,
     ) -> None:
         self.state = IDLE
+        self.held_bytes = 0
+        self._share = share
         self.stage = 0
         self.raw_head = b""
         """The bytes of the next head, if it may be remembered: set by the caller."""
@@ -105,6 +111,10 @@ class RequestReader:
         self.state = IDLE
         self._parser = None
         self._accept = _ignore
+        self._body.clear()
+        self._pieces.clear()
+        self._share.give(self.held_bytes)
+        self.held_bytes = 0
 
     def feed(self, data: bytes) -> Refusal | None:
         """Reads on; what is wrong, if something is. Then nothing more may be fed."""
@@ -196,6 +206,8 @@ class RequestReader:
             self._abandon(head)
         if head.length > limits.max_body_bytes:
             self._abandon(refusals.BODY_TOO_LARGE)
+        if head.length > UNCOUNTED_BYTES and not self._share.fits(head.length):
+            self._abandon(refusals.MEMORY_FULL)
         self._head = head
         self._body_bytes = 0
         self.state = IN_BODY
@@ -207,6 +219,8 @@ class RequestReader:
         self._body_bytes += len(body)
         if self._body_bytes > self._limits.max_body_bytes:
             self._abandon(refusals.BODY_TOO_LARGE)
+        if self._body_bytes > UNCOUNTED_BYTES and self._body_bytes > self.held_bytes:
+            self._hold()
         pieces = self._pieces
         pieces.append(body)
         if len(pieces) == _PIECES_MAX:
@@ -233,6 +247,15 @@ class RequestReader:
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         self._accept(head, body)
+
+    def _hold(self) -> None:
+        """Takes the bytes that have arrived, and some ahead of those that are announced."""
+        assert self._head is not None
+        announced = max(self._head.length, self._body_bytes)
+        size = min(announced, self._body_bytes + STEP_BYTES) - self.held_bytes
+        if not self._share.take(size):
+            self._abandon(refusals.MEMORY_FULL)
+        self.held_bytes += size
 
     def _abandon(self, refusal: Refusal) -> NoReturn:
         self._refusal = refusal

@@ -21,6 +21,11 @@ class Refusal(msgspec.Struct, frozen=True):
     hint: str = ""
     limit: str = ""
 
+    @property
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """Of the answer, beside those that every answer has."""
+        return ((b"retry-after", b"1"),) if self.status == 503 else ()
+
     def body(self, limits: HttpLimits) -> bytes:
         """The answer in the V2 protocol's error shape, with what would have been allowed."""
         details = None
@@ -111,6 +116,13 @@ TRAILER_TOO_LARGE = Refusal(
     "the chunked body's extensions or trailer fields are larger than this server takes",
     "send data in the chunks, or raise max_header_bytes",
     "max_header_bytes",
+)
+MEMORY_FULL = Refusal(
+    503,
+    "memory_full",
+    "the requests and answers in this server's memory leave no room for this one",
+    "retry later, send smaller requests, or raise max_memory_bytes",
+    "max_memory_bytes",
 )
 SHUTTING_DOWN = Refusal(
     503, "shutting_down", "the server is shutting down", "connect again: another may answer"

@@ -69,7 +69,7 @@ class PredictRoute:
         heed(request, exchange.head.headers)
         answer_size.check_values(request, served, self._limits)
         reply = _PredictReply(exchange, served, self._limits)
-        exchange.cancel = self._engine.submit(request, reply).cancel
+        exchange.submitted(self._engine.submit(request, reply))
 
 
 class _PredictReply:

@@ -15,7 +15,7 @@ from headrace.clock import MonotonicClock
 from headrace.engine.engine import Engine
 from headrace.engine.inflight import Ticket
 from headrace.engine.lobby import Waiting
-from headrace.errors import HeadraceError, InvalidRequest, ModelAbsent
+from headrace.errors import HeadraceError, InvalidRequest, ModelAbsent, Overloaded
 from headrace.frontends.answer_size import check_bytes, too_large
 from headrace.frontends.answered import Answered, Name
 from headrace.frontends.codecs import v2_binary, v2_json, v2_json_answer, v2_json_large
@@ -37,6 +37,9 @@ _BINARY_TYPE = b"application/octet-stream"
 
 _PARTS_SENT = 16
 """Parts of a large answer that go out together: a few hundred KiB."""
+
+_OBJECT_WORDS = 6
+"""A reference, and an object of bytes with its head: six words of eight bytes at least."""
 
 
 class InferRoute:
@@ -91,16 +94,13 @@ class InferRoute:
                 shared=shared,
                 limits=self.limits,
             )
-        self._submit(exchange, self._reply(exchange, name, request, shared))
+        self._submit(self._reply(exchange, name, request, shared))
 
-    def _submit(self, exchange: Exchange, reply: _InferReply) -> None:
+    def _submit(self, reply: _InferReply) -> None:
         """Raises HeadraceError where the answer would be too large, too."""
         model, version = reply.name[:2]
         check_bytes(reply.request, self._engine.catalog.resolve(model, version), self.limits)
-        ticket = self._engine.submit(reply.request, reply)
-        exchange.cancel = ticket.cancel
-        if reply.shared.regions:
-            reply.shared.follow(ticket)
+        reply.submitted(self._engine.submit(reply.request, reply))
 
     def _reply(
         self, exchange: Exchange, name: Name, request: InferenceRequest, shared: RequestMemory
@@ -110,6 +110,8 @@ class InferRoute:
         request.decoded_ns = _now_ns()
         heed(request, exchange.head.headers)
         name_caller(request, exchange.connection)
+        if exchange.held_bytes and exchange.head.headers.get(_JSON_SIZE) is None:
+            exchange.hold_tensors(_decoded_bytes(request))
         return _InferReply(exchange, request, shared, self, name)
 
     def _decode_later(
@@ -130,10 +132,10 @@ class InferRoute:
         def done(request: InferenceRequest) -> None:
             reply = self._reply(exchange, name, request, shared)
             try:
-                self._submit(exchange, reply)
+                self._submit(reply)
             except ModelAbsent as absent:  # it has left in the meantime
                 exchange.cancel = Waiting(
-                    self._engine, absent, request, reply, then=shared.follow
+                    self._engine, absent, request, reply, then=reply.submitted_later
                 ).cancel
 
         exchange.cancel = self.slices.run(steps, done, partial(fail, exchange))
@@ -177,6 +179,19 @@ class _InferReply(msgspec.Struct, eq=False):
     shared: RequestMemory
     route: InferRoute
     name: Name
+
+    def submitted(self, ticket: Ticket) -> None:
+        """The request is in the engine. Raises Overloaded: there is no room for the answer."""
+        self.exchange.submitted(ticket)
+        if self.shared.regions:
+            self.shared.follow(ticket)
+
+    def submitted_later(self, ticket: Ticket) -> None:
+        """The same, where the model had to be loaded first."""
+        try:
+            self.submitted(ticket)
+        except Overloaded as full:
+            self.fail(full)
 
     def complete(self, response: InferenceResponse, record: RequestRecord) -> None:
         exchange, route = self.exchange, self.route
@@ -257,6 +272,16 @@ def fail(exchange: Exchange, error: Exception) -> None:
             "a request could not be decoded, or its answer could not be encoded", exc_info=error
         )
     exchange.respond_error(error)
+
+
+def _decoded_bytes(request: InferenceRequest) -> int:
+    """Of tensors that were made from JSON; an element of BYTES is an object of its own."""
+    return sum(
+        [
+            tensor.data.nbytes * (_OBJECT_WORDS if tensor.datatype == "BYTES" else 1)
+            for tensor in request.inputs
+        ]
+    )
 
 
 def _one_input(model: str, version: str, tensor: Tensor) -> InferenceRequest:

@@ -13,18 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import structs
 
 from headrace import __version__
-from headrace.clock import MonotonicClock
-from headrace.config import Config, ServerConfig
+from headrace.config import Config
 from headrace.engine.catalog import ABSENT, UNLOADED
 from headrace.engine.engine import Engine
 from headrace.engine.limits import load_of
 from headrace.engine.load_threads import LoadTimeouts
 from headrace.engine.models import ModelManager
 from headrace.engine.opening import Openings
-from headrace.engine.recording import Recorder
-from headrace.engine.shared_cache import SharedTier
 from headrace.engine.tenants import Tenants
 from headrace.errors import ModelLoadError
 from headrace.frontends.access import LoggedConnection
@@ -41,6 +39,7 @@ from headrace.frontends.router import Router, ScrapeRouter
 from headrace.frontends.shared_memory import SharedMemory
 from headrace.frontends.site_guard import SiteGuard
 from headrace.frontends.slices import Slices
+from headrace.frontends.tls_server import TlsServer
 from headrace.frontends.v1_predict import PredictRoute
 from headrace.frontends.v2_infer import InferRoute
 from headrace.loading import cache_folder
@@ -48,6 +47,7 @@ from headrace.machine import usable_cores
 from headrace.repository.layout import ScanResult
 from headrace.server import ports
 from headrace.server.group import Group
+from headrace.server.parts import byte_account_of, recorder_of, shared_cache_of
 from headrace.server.sockets import BACKLOG
 from headrace.server.stopping import END_GRACE_S, StopSignals, end_process, end_within
 from headrace.server.tls import tls_context
@@ -83,20 +83,6 @@ def _protocol(lane: Lane) -> Callable[[], Connection]:
     return lambda: Connection(lane) if log is None else LoggedConnection(lane, log)
 
 
-def _shared_cache(server: ServerConfig, metrics: Metrics) -> SharedTier | None:
-    shared = server.shared_cache
-    if not shared.url:
-        return None
-    return SharedTier(shared, MonotonicClock.now_ns, metrics.shared_cache_asked)
-
-
-def _recorder(server: ServerConfig, group: Group | None) -> Recorder | None:
-    if not server.record:
-        return None
-    suffix = "" if group is None or server.workers < 2 else f".{group.seat.index}"
-    return Recorder(Path(server.record + suffix), server.record_max_bytes)
-
-
 class Application:
     """Everything of one process, from the listening socket to the instances."""
 
@@ -120,8 +106,8 @@ class Application:
         self.metrics = Metrics(version=__version__, gpus=GpuReader())
         cores = usable_cores()
         wanted = [model.instances for model in (config.defaults, *config.models.values())]
-        self._recorder = _recorder(server, group)
-        self._shared_cache = _shared_cache(server, self.metrics)
+        self._recorder = recorder_of(server, group)
+        self._shared_cache = shared_cache_of(server, self.metrics)
         self.engine = Engine(
             instances=max(cores, *wanted),
             response_cache_bytes=config.server.response_cache_bytes,
@@ -148,21 +134,23 @@ class Application:
             max_values=limits.max_values,
             slices=slices,
         )
+        self._account = byte_account_of(config)
         self.lane = self._make_lane(router.handle)
         self._scrape_lane = self._make_lane(ScrapeRouter(bridge).handle)  # has no gRPC methods
         self._grpc = LateMethods(self._build_grpc)
         self.lane.grpc = self._grpc
         self._long_calls = LongCalls()
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[asyncio.Server | TlsServer] = []
         self._grpcio: GrpcioServer | None = None
 
     def _make_lane(self, handler: Handler) -> Lane:
         server = self._config.server
         return Lane(
             handler,
-            limits=server.limits,
+            limits=structs.replace(server.limits, max_memory_bytes=self._account.total_bytes),
             http2_limits=server.http2,
             counters=self.metrics.http,
+            account=self._account,
         )
 
     def _make_manager(self) -> ModelManager:
@@ -237,13 +225,18 @@ class Application:
         fields = ports.fields_of(self._config.server)
         for field, listener in zip(fields, listeners, strict=True):
             lane = self._scrape_lane if field == "metrics_port" else self.lane
-            server = await self._loop.create_server(
-                _protocol(lane),
-                sock=listener,
-                ssl=self._tls,
-                backlog=BACKLOG,  # listens again, and its own default is 100
-            )
-            self._servers.append(server)
+            make = _protocol(lane)
+            if self._tls is None:
+                self._servers.append(
+                    await self._loop.create_server(
+                        make,
+                        sock=listener,
+                        backlog=BACKLOG,  # listens again, and its own default is 100
+                    )
+                )
+            else:
+                listener.listen(BACKLOG)
+                self._servers.append(TlsServer(lane, make, listener, self._tls))
 
     async def load(self, found: ScanResult, openings: Openings | None = None) -> None:
         """Loads what the repository found, some of it perhaps being opened already.
@@ -330,6 +323,9 @@ class Application:
         for served in self.engine.catalog.served():
             queue = load_of(served, statistics)
             self.metrics.queue_changed(served.name, served.version, queue)
+        account, http = self._account, self.metrics.http
+        http.buffered_bytes, http.buffered_limit_bytes = account.used_bytes, account.total_bytes
+        http.buffered_refused = account.refused
         return self.metrics.snapshot()
 
     def _build_cold(self) -> None:
@@ -367,7 +363,7 @@ class Application:
     async def _start_grpcio(self) -> None:
         from headrace.frontends.grpc.grpcio_server import GrpcioServer
 
-        self._grpcio = GrpcioServer(self.lane.grpc, self._config.server)
+        self._grpcio = GrpcioServer(self.lane.grpc, self._config.server, self._account)
         await self._grpcio.start()
 
     def _build_rest(self) -> Asgi:

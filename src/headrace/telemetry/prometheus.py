@@ -249,6 +249,31 @@ def _write_http(page: Exposition, snapshot: Snapshot) -> None:
     page.family(name, "counter", "Connections and requests refused, by the limit that was hit.")
     for limit, count in sorted(http.rejected.items()):
         page.sample(name, labels(limit=limit), count)
+    _write_buffered(page, snapshot)
+
+
+def _write_buffered(page: Exposition, snapshot: Snapshot) -> None:
+    http = snapshot.http
+    page.single(
+        "headrace_buffered_bytes",
+        "gauge",
+        "Bytes of requests and answers that are held, and of TLS connections.",
+        http.buffered_bytes,
+    )
+    page.single(
+        "headrace_buffered_limit_bytes",
+        "gauge",
+        "Bytes that may be held (max_memory_bytes), all workers.",
+        http.buffered_limit_bytes,
+    )
+    name = "headrace_buffered_refused_total"
+    page.family(
+        name,
+        "counter",
+        "Refusals for want of room: all was held (total), or half by one client (peer).",
+    )
+    for reason, count in sorted(http.buffered_refused.items()):
+        page.sample(name, labels(reason=reason), count)
 
 
 def _write_process(page: Exposition, snapshot: Snapshot) -> None:

@@ -182,7 +182,8 @@ class HttpCounters(msgspec.Struct):
     """What the HTTP front-end counts; it increments the fields itself.
 
     ``responses[c]`` counts answers with status ``c``xx. ``rejected`` is keyed by the name of
-    the limit in ``config.HttpLimits`` that was hit.
+    the limit in ``config.HttpLimits`` that was hit. ``buffered_*`` show the account of bytes
+    (``frontends/byte_account.py``); ``buffered_refused`` is keyed by ``total`` and ``peer``.
     """
 
     connections: int = 0
@@ -191,6 +192,9 @@ class HttpCounters(msgspec.Struct):
     sent_bytes: int = 0
     responses: list[int] = msgspec.field(default_factory=lambda: _zeros(6))
     rejected: dict[str, int] = msgspec.field(default_factory=dict)
+    buffered_bytes: int = 0
+    buffered_limit_bytes: int = 0
+    buffered_refused: dict[str, int] = msgspec.field(default_factory=dict)
 
     def reject(self, limit: str) -> None:
         """One connection or request was refused because of ``limit``."""
@@ -293,7 +297,8 @@ def counters_only(snapshots: Sequence[bytes]) -> bytes:
     """
     total = merge(snapshots)
     total.workers = 0
-    total.http.connections_open = 0
+    http = total.http
+    http.connections_open = http.buffered_bytes = http.buffered_limit_bytes = 0
     total.process = ProcessReading(cpu_seconds=total.process.cpu_seconds)
     total.machine = MachineReading()
     total.gpus = []
@@ -348,6 +353,10 @@ def _add_http(into: HttpCounters, other: HttpCounters) -> None:
     _add_lists(into.responses, other.responses)
     for limit, count in other.rejected.items():
         into.rejected[limit] = into.rejected.get(limit, 0) + count
+    into.buffered_bytes += other.buffered_bytes
+    into.buffered_limit_bytes += other.buffered_limit_bytes
+    for reason, count in other.buffered_refused.items():
+        into.buffered_refused[reason] = into.buffered_refused.get(reason, 0) + count
 
 
 def _add_process(into: ProcessReading, other: ProcessReading) -> None:

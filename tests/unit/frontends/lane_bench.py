@@ -111,7 +111,8 @@ class FakeTransport(asyncio.Transport):
         self._protocol = protocol
 
     def get_extra_info(self, name, default=None):
-        return ("192.0.2.1", 5000) if name == "peername" else default
+        known = {"peername": ("192.0.2.1", 5000), "sslcontext": True if self._tls else None}
+        return known.get(name, default)
 
     def write(self, data) -> None:
         assert not self.closing, "written after the end"

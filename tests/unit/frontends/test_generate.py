@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import InferenceFailed, InvalidRequest, Overloaded
+from headrace.frontends.byte_account import ByteAccount, Share
 from headrace.frontends.codecs import generate as codec
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.generate import MAX_UNSENT_EVENTS, GenerateRoute
@@ -138,6 +139,7 @@ class Client:
     """Takes what an exchange sends; ``reads`` set: it is not slow."""
 
     def __init__(self) -> None:
+        self.share = Share(ByteAccount(1 << 30), lambda: Peer())
         self.closed = False
         self.code = 0
         self.head = b""
@@ -176,6 +178,11 @@ class Client:
 
 class Ticket:
     cancelled = False
+    done = False
+    rows = 1
+
+    def __init__(self) -> None:
+        self.served = SimpleNamespace(answer_row_bytes=8)
 
     def cancel(self) -> None:
         self.cancelled = True

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from headrace.errors import InvalidRequest, Overloaded
-from headrace.frontends import turn
+from headrace.frontends import turns
 from headrace.frontends.exchange import Exchange
 from tests.unit.frontends.lane_bench import HOST, Bench, chunked, echo, post
 
@@ -251,8 +251,8 @@ def test_a_burst_takes_turns_with_others(bench: Bench, known: bool) -> None:
 
 
 def test_a_turn_ends_when_its_time_is_over(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turn, "LONE_TURN_NS", 0)
-    monkeypatch.setattr(turn, "TURN_NS", 0)
+    monkeypatch.setattr(turns, "LONE_TURN_NS", 0)
+    monkeypatch.setattr(turns, "TURN_NS", 0)
     client = bench.connect()
     client.send(GET)
     client.transport.receive(GET * 100)

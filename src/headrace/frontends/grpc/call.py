@@ -13,6 +13,7 @@ from weakref import WeakSet
 
 import msgspec
 
+from headrace.errors import Overloaded
 from headrace.frontends.peer import Peer
 
 Metadata = Sequence[tuple[bytes, bytes]]
@@ -58,6 +59,18 @@ class Call(Protocol):
 
     def fail(self, error: BaseException) -> None:
         """Ends with what ``frontends/status.py`` has for the error."""
+        ...
+
+    def hold(self, size: int) -> bool:
+        """Takes ``size`` bytes of the process's memory until the end; False if there is no room."""
+        ...
+
+    def give(self, size: int) -> None:
+        """Gives back what was taken by :meth:`hold`, or a part of it."""
+        ...
+
+    def full(self) -> Overloaded:
+        """The error after a ``hold`` that was refused."""
         ...
 
     def pause_reading(self) -> None:

@@ -10,12 +10,13 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from headrace.clock import MonotonicClock
 from headrace.config import ServerConfig
-from headrace.errors import AddressInUse, HeadraceError, MissingExtra, detached
+from headrace.errors import AddressInUse, HeadraceError, MissingExtra, Overloaded, detached
 from headrace.frontends import status
+from headrace.frontends.byte_account import ByteAccount, Share
 from headrace.frontends.grpc.call import Incoming, Metadata, Method, Methods
 from headrace.frontends.peer import Peer, peer_of_grpcio
 
@@ -36,7 +37,7 @@ class GrpcioServer:
         MissingExtra: grpcio is not installed.
     """
 
-    def __init__(self, methods: Methods, server: ServerConfig) -> None:
+    def __init__(self, methods: Methods, server: ServerConfig, account: ByteAccount) -> None:
         try:
             import grpc  # noqa: PLC0415 - an extra
             import grpc.aio  # noqa: PLC0415
@@ -48,10 +49,12 @@ class GrpcioServer:
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", -1),
+                ("grpc.max_concurrent_streams", server.http2.max_concurrent_streams),
                 ("grpc.so_reuseport", int(server.workers > 1)),
             ]
         )
-        self._server.add_generic_rpc_handlers((_Handler(grpc, methods, server.grpc_port),))
+        handler = _Handler(grpc, methods, _Listener(server.grpc_port, account))
+        self._server.add_generic_rpc_handlers((handler,))
         self._config = server
 
     async def start(self) -> None:
@@ -84,13 +87,20 @@ class GrpcioServer:
         await self._server.stop(grace_s)
 
 
+class _Listener(NamedTuple):
+    """Where calls arrive, and the account that they take bytes from."""
+
+    port: int | None
+    account: ByteAccount
+
+
 class _Handler:
     """grpcio's generic handler: a method for every path of the table. Bytes in, bytes out."""
 
-    def __init__(self, grpc: Any, methods: Methods, port: int | None) -> None:
+    def __init__(self, grpc: Any, methods: Methods, listener: _Listener) -> None:
         self._grpc = grpc
         self._methods = methods
-        self._port = port
+        self._listener = listener
 
     def service(self, details: Any) -> Any:
         """The handler of one call, None for a path that is not known."""
@@ -98,10 +108,11 @@ class _Handler:
         if method is None:
             return None
         if method.streaming is not None:
-            return self._grpc.stream_stream_rpc_method_handler(_streaming(method, self._port))
+            return self._grpc.stream_stream_rpc_method_handler(_streaming(method, self._listener))
         if details.method.endswith("/Watch"):
-            return self._grpc.unary_stream_rpc_method_handler(_unary_stream(method, self._port))
-        return self._grpc.unary_unary_rpc_method_handler(_unary(method, self._port))
+            handler = _unary_stream(method, self._listener)
+            return self._grpc.unary_stream_rpc_method_handler(handler)
+        return self._grpc.unary_unary_rpc_method_handler(_unary(method, self._listener))
 
 
 class _Call:
@@ -109,9 +120,10 @@ class _Call:
 
     authority = ""
 
-    def __init__(self, context: Any, port: int | None) -> None:
-        self._ends = (context.peer(), port)
+    def __init__(self, context: Any, listener: _Listener) -> None:
+        self._ends = (context.peer(), listener.port)
         self._peer: Peer | None = None
+        self._share = Share(listener.account, self.peer)
         self.metadata: Metadata = [
             (name.encode(), value if isinstance(value, bytes) else value.encode())
             for name, value in context.invocation_metadata()
@@ -139,6 +151,7 @@ class _Call:
     def send(self, message: bytes) -> None:
         if not self.closed:
             self.pending_bytes += len(message)
+            self._share.spend(len(message))
             self.answers.put_nowait(message)
 
     def finish(self, message: bytes) -> None:
@@ -155,6 +168,15 @@ class _Call:
 
     def fail(self, error: BaseException) -> None:
         self.end(*status.grpc_answer(detached(error)))
+
+    def hold(self, size: int) -> bool:
+        return self._share.take(size)
+
+    def give(self, size: int) -> None:
+        self._share.give(size)
+
+    def full(self) -> Overloaded:
+        return self._share.full()
 
     def pause_reading(self) -> None:
         self.may_read.clear()
@@ -173,12 +195,14 @@ class _Call:
         answer = await self.answers.get()
         if answer is not None:
             self.pending_bytes -= len(answer)
+            self._share.give(len(answer))
         if self.pending_bytes <= _WRITABLE_BYTES or self.closed:
             self._read.set()
         return answer
 
     def _abandoned(self, _context: object) -> None:
         """The call is over: unless we ended it, its client has left."""
+        self._share.close()
         if not self.closed:
             self.closed = True
             self._read.set()
@@ -216,9 +240,9 @@ def _raised(call: _Call, error: Exception) -> None:
     call.fail(error)
 
 
-def _unary(method: Method, port: int | None) -> Callable[[bytes, Any], Any]:
+def _unary(method: Method, listener: _Listener) -> Callable[[bytes, Any], Any]:
     async def answer(message: bytes, context: Any) -> bytes:
-        call = _Call(context, port)
+        call = _Call(context, listener)
         _begin(call, method, message)
         del message  # grpcio raises in ``tell``, and keeps what it raised with this frame
         found = await call.next()
@@ -228,9 +252,11 @@ def _unary(method: Method, port: int | None) -> Callable[[bytes, Any], Any]:
     return answer
 
 
-def _unary_stream(method: Method, port: int | None) -> Callable[[bytes, Any], AsyncIterator[bytes]]:
+def _unary_stream(
+    method: Method, listener: _Listener
+) -> Callable[[bytes, Any], AsyncIterator[bytes]]:
     async def answer(message: bytes, context: Any) -> AsyncIterator[bytes]:
-        call = _Call(context, port)
+        call = _Call(context, listener)
         _begin(call, method, message)
         del message
         while (found := await call.next()) is not _END:
@@ -240,9 +266,9 @@ def _unary_stream(method: Method, port: int | None) -> Callable[[bytes, Any], As
     return answer
 
 
-def _streaming(method: Method, port: int | None) -> Callable[[Any, Any], AsyncIterator[bytes]]:
+def _streaming(method: Method, listener: _Listener) -> Callable[[Any, Any], AsyncIterator[bytes]]:
     async def answer(messages: Any, context: Any) -> AsyncIterator[bytes]:
-        call = _Call(context, port)
+        call = _Call(context, listener)
         assert method.streaming is not None
         incoming = method.streaming(call)
         reading = asyncio.ensure_future(_read(messages, incoming, call))

@@ -18,6 +18,7 @@ from headrace.engine.lobby import Waiting
 from headrace.errors import HeadraceError, ModelAbsent, Overloaded, detached
 from headrace.frontends import status
 from headrace.frontends.answer_size import check_bytes
+from headrace.frontends.byte_account import UNCOUNTED_BYTES
 from headrace.frontends.codecs import v2_parameters as codec
 from headrace.frontends.codecs.v2_proto import RequestDecoder, ResponseEncoder, varint
 from headrace.frontends.grpc.call import Call, Incoming, LongCalls
@@ -82,19 +83,18 @@ class InferMethods:
 
     def infer(self, call: Call, message: bytes) -> None:
         """``ModelInfer``. Raises HeadraceError: known at once."""
+        if len(message) > UNCOUNTED_BYTES and not call.hold(len(message)):
+            raise call.full()
         shared = self.memory_of(call)
         request = self.request_of(call, message, call.arrived_ns, shared)
         reply = _Reply(call, request, self._encoder, shared)
         try:
             self.check_answer(request)
-            ticket = self._engine.submit(request, reply)
+            reply.submitted(self._engine.submit(request, reply))
         except ModelAbsent as absent:
-            follow = shared.follow
-            call.cancel = Waiting(self._engine, absent, request, reply, then=follow).cancel
-        else:
-            call.cancel = ticket.cancel
-            if shared.regions:
-                shared.follow(ticket)
+            call.cancel = Waiting(
+                self._engine, absent, request, reply, then=reply.submitted_later
+            ).cancel
 
     def stream(self, call: Call) -> Incoming:
         """``ModelStreamInfer``."""
@@ -164,6 +164,38 @@ class _Reply(msgspec.Struct, eq=False):
     request: InferenceRequest
     encoder: ResponseEncoder
     shared: RequestMemory
+    answer_bytes: int = 0  # taken for the answer
+
+    def submitted(self, ticket: Ticket) -> None:
+        """Takes the bytes of the answer as far as they are known.
+
+        Raises:
+            Overloaded: there is no room; the request is cancelled.
+        """
+        call = self.call
+        call.cancel = ticket.cancel
+        if not ticket.done and not self.hold(ticket.rows * ticket.served.answer_row_bytes):
+            call.cancel = None
+            ticket.cancel()
+            raise call.full()
+        if self.shared.regions:
+            self.shared.follow(ticket)
+
+    def submitted_later(self, ticket: Ticket) -> None:
+        """The same, where the model had to be loaded first."""
+        try:
+            self.submitted(ticket)
+        except Overloaded as full:
+            self.fail(full)
+
+    def hold(self, size: int) -> bool:
+        """Takes what an answer of ``size`` bytes needs beyond what was taken for it already."""
+        if size <= UNCOUNTED_BYTES or size <= self.answer_bytes:
+            return True
+        if not self.call.hold(size - self.answer_bytes):
+            return False
+        self.answer_bytes = size
+        return True
 
     def complete(self, response: InferenceResponse, record: RequestRecord) -> None:
         try:
@@ -172,6 +204,9 @@ class _Reply(msgspec.Struct, eq=False):
             self.call.fail(_unsendable(error))
             return
         record.encoded_ns = _now_ns()
+        if not self.hold(len(message)):
+            self.call.fail(self.call.full())
+            return
         self.call.finish(message)
         record.written_ns = _now_ns()
 
@@ -215,6 +250,7 @@ class _Stream:
         try:
             if self._draining:
                 raise shutting_down()
+            self._hold(reply, len(message))
             request = self._methods.request_of(self._call, message, _now_ns(), shared)
             reply.request = request
             self._open.add(reply)
@@ -232,6 +268,13 @@ class _Stream:
 
     def _submit(self, request: InferenceRequest, reply: _StreamReply) -> None:
         def taken(ticket: Ticket) -> None:
+            try:
+                if not ticket.done:
+                    self._hold_answer(reply, ticket.rows * ticket.served.answer_row_bytes)
+            except Overloaded as full:
+                ticket.cancel()
+                reply.fail(full)
+                return
             if reply.shared.regions:
                 reply.shared.follow(ticket)
             if ticket.served.decoupled and reply in self._turns:
@@ -246,6 +289,21 @@ class _Stream:
             reply.ticket = Waiting(self._engine, absent, request, reply, then=taken)
         else:
             taken(ticket)
+
+    def _hold(self, reply: _StreamReply, size: int) -> None:
+        """Takes the bytes of a request or of its answer until that is delivered.
+
+        Raises:
+            Overloaded: there is no room.
+        """
+        if size > UNCOUNTED_BYTES:
+            if not self._call.hold(size):
+                raise self._call.full()
+            reply.held_bytes += size
+
+    def _hold_answer(self, reply: _StreamReply, size: int) -> None:
+        self._hold(reply, size - reply.answer_bytes)
+        reply.answer_bytes = max(reply.answer_bytes, size)
 
     def _is_full(self) -> bool:
         return max(len(self._open), len(self._turns)) >= MAX_STREAM_REQUESTS
@@ -285,6 +343,15 @@ class _Stream:
             return methods.part_of(response, request, shared, final=final)
         except Exception as error:  # noqa: BLE001 - or the client would wait for ever
             return self.told(_unsendable(error), request)
+
+    def waits(self, reply: _StreamReply, answer: bytes | Exception) -> bytes | Exception:
+        """An answer that perhaps has to wait for its turn; an error if there is no room for it."""
+        try:
+            if isinstance(answer, bytes):
+                self._hold_answer(reply, len(answer))
+        except Overloaded as full:
+            return self.told(full, reply.request)
+        return answer
 
     def told(self, error: Exception, request: InferenceRequest | None) -> bytes | Exception:
         """The error as a message; the bare dialect has none: there it ends the call."""
@@ -332,6 +399,9 @@ class _Stream:
 
     def _deliver(self, reply: _StreamReply) -> None:
         answer = reply.answer
+        if reply.held_bytes:
+            self._call.give(reply.held_bytes)  # what waits to be sent is counted by the transport
+            reply.held_bytes = 0
         if answer:
             self.send(answer)
 
@@ -364,6 +434,8 @@ class _StreamReply:
         self.request: InferenceRequest | None = None
         self.ticket: Ticket | Waiting | None = None
         self.decoupled = False
+        self.held_bytes = 0  # of the process's memory, for the request and its answer
+        self.answer_bytes = 0  # of these, for the answer
         self.answer: bytes | Exception | None = None
 
     def part(self, response: InferenceResponse) -> None:
@@ -377,7 +449,8 @@ class _StreamReply:
         assert request is not None
         wants_empty = not self.decoupled or (request.parameters or {}).get(_EMPTY_FINAL) is True
         if response.outputs or wants_empty:
-            self.answer = self._stream.encoded(response, request, self.shared, final=True)
+            answer = self._stream.encoded(response, request, self.shared, final=True)
+            self.answer = self._stream.waits(self, answer)
         else:
             self.answer = b""
         record.encoded_ns = record.written_ns = _now_ns()

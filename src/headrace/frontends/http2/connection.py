@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, cast
 
 from headrace.frontends.access_log import log_request, shown
+from headrace.frontends.byte_account import Share
 from headrace.frontends.http2 import frames
 from headrace.frontends.http2.faults import CANCEL, NO_ERROR, ConnectionFault
 from headrace.frontends.http2.fields import Fields
@@ -52,6 +53,8 @@ class Http2Connection(asyncio.Protocol):
         self._counters = lane.counters
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.machine = Machine(lane.http2_limits, lane.limits, lane.counters, self)
+        self.share = self.machine.share = Share(lane.account, self.peer)
+        self._unread_bytes = 0  # of the share: what waits in the transport
         self.deadline_s = NEVER
         self._ending = False  # nothing is read any more
         self._closed = False
@@ -85,6 +88,7 @@ class Http2Connection(asyncio.Protocol):
 
     def _begin(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self.share.spend_on(transport)
         if self._log is not None:
             peer = shown(transport.get_extra_info("peername"))
             self.machine.log = partial(log_request, self._log, peer)
@@ -144,6 +148,7 @@ class Http2Connection(asyncio.Protocol):
         self._lane.closed(self)
         machine = self.machine
         machine.close()
+        self.share.close()
         machine.out.clear()
         machine.host = _NOBODY  # or the two would hold one another
         machine.log = None
@@ -152,12 +157,16 @@ class Http2Connection(asyncio.Protocol):
         """The client does not read: nothing more is taken in from it until it does."""
         self.machine.hold(held=True)
         self._set_reading()
+        self._unread_bytes = self._transport.get_write_buffer_size()
+        self.share.spend(self._unread_bytes)
         self._unsent_bytes = 0
         self._sent_s = 0.0
         self.deadline_s = self._lane.now_s
 
     def resume_writing(self) -> None:
         """The client reads again."""
+        self.share.give(self._unread_bytes)
+        self._unread_bytes = 0
         machine = self.machine
         machine.hold(held=False)
         self._set_reading()
@@ -193,7 +202,7 @@ class Http2Connection(asyncio.Protocol):
         self, work: Callable[[], Any], done: Callable[[asyncio.Future[Any]], object]
     ) -> None:
         """Does ``work`` on a thread."""
-        self._lane.loop.run_in_executor(None, work).add_done_callback(done)
+        self._lane.inflater.start(work, done)
 
     def peer(self) -> Peer:
         """See ``Connected``."""

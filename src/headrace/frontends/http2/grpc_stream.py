@@ -9,10 +9,16 @@ import asyncio
 import logging
 import struct
 from collections.abc import Callable
-from functools import partial
 
 from headrace.clock import MonotonicClock
-from headrace.errors import HeadraceError, InvalidRequest, PayloadTooLarge, Unsupported, detached
+from headrace.errors import (
+    HeadraceError,
+    InvalidRequest,
+    Overloaded,
+    PayloadTooLarge,
+    Unsupported,
+    detached,
+)
 from headrace.frontends import status
 from headrace.frontends.decompress import decompress
 from headrace.frontends.grpc.call import Incoming, Metadata
@@ -58,6 +64,7 @@ class GrpcStream(Stream):
     _need = -1  # bytes of it still to come; -1: its prefix first
     _parts: Pieces | None = None
     _held: bytearray | None = None  # not looked at yet, see ``_collect``
+    _packed: bytes | None = None  # a message that is inflated
     _inflating = False  # a message; what follows it is held
     _full = False  # the call takes no more messages for now
     _sent_bytes = 0
@@ -106,6 +113,14 @@ class GrpcStream(Stream):
         """The message did not arrive in time."""
         self.machine.counters.reject("body_timeout_s")
         self.end(_DEADLINE_EXCEEDED, "the message did not arrive in time")
+
+    def no_room(self) -> None:
+        """See ``Stream``."""
+        self.fail(self.machine.share.full())
+
+    def full(self) -> Overloaded:
+        """See ``Call``."""
+        return self.machine.share.full()
 
     def may_be_quiet(self) -> bool:
         """A client's stream may be silent for as long as it likes."""
@@ -258,23 +273,28 @@ class GrpcStream(Stream):
         if not compressed:
             self._take(message)
         else:
-            work = partial(
-                decompress,
-                message,
-                self._meaning.encoding,
-                self.machine.limits.max_message_bytes,
-                self.machine.http_limits.max_compression_ratio,
-            )
+            self._packed = message
             if len(message) <= _INLINE_INFLATE_BYTES:
-                self._inflated(work())
+                self._inflated(self._inflate())
             else:
                 self._inflating = self.paused = True
-                self.machine.host.offload(work, self._on_inflated)
+                self.machine.keep(self, len(message))
+                if not self.closed:
+                    self.machine.host.offload(self._inflate, self._on_inflated)
+
+    def _inflate(self) -> bytes | Refusal:
+        """On a thread, perhaps."""
+        packed = self._packed
+        if packed is None:
+            return b""  # the call is over
+        return decompress(packed, self._meaning.encoding, self.machine.limits.max_message_bytes)
 
     def _on_inflated(self, done: asyncio.Future[bytes | Refusal]) -> None:
         if self.closed or done.cancelled():
             return
         self._inflating = False
+        packed, self._packed = self._packed or b"", None
+        self.machine.give_back(self, len(packed))
         try:
             self._inflated(done.result())
         except StreamFault as fault:
@@ -363,6 +383,7 @@ class GrpcStream(Stream):
         self._parts = None
         self._message = None
         self._held = None
+        self._packed = None
 
     # -- the answer ------------------------------------------------------------------------------
 
@@ -382,6 +403,8 @@ class GrpcStream(Stream):
         if self.closed:
             return
         machine = self.machine
+        if self.held_bytes:
+            self.give(self.held_bytes)
         size = len(message) + _PREFIX_BYTES
         if (
             self.begun

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import logging
 
 import msgspec
@@ -10,6 +11,7 @@ from headrace.clock import MonotonicClock
 from headrace.errors import HeadraceError
 from headrace.frontends import refusals
 from headrace.frontends.access_log import CLIENT_LEFT
+from headrace.frontends.byte_account import UNCOUNTED_BYTES, Share
 from headrace.frontends.decompress import decompress_later
 from headrace.frontends.exchange import Exchange
 from headrace.frontends.heads import Head, read_head
@@ -91,6 +93,8 @@ class HttpStream(Stream):
             self._refuse(self._meaning.refusal)
         elif head.length > self._lane.limits.max_body_bytes:
             self._refuse(refusals.BODY_TOO_LARGE)
+        elif head.length > UNCOUNTED_BYTES and not self.share.fits(head.length):
+            self._refuse(refusals.MEMORY_FULL)
         elif ended:
             self._complete(b"")
         elif b"expect" in head.headers:
@@ -117,13 +121,20 @@ class HttpStream(Stream):
         self.machine.give_back(self)
         self._complete(parts.whole())
 
+    def no_room(self) -> None:
+        """See ``Stream``."""
+        self._refuse(refusals.MEMORY_FULL)
+
     def timed_out(self) -> None:
         """The body did not arrive in time."""
         self._refuse(refusals.BODY_TIMEOUT)
 
     def _complete(self, body: bytes) -> None:
         exchange = self._exchange = Exchange(self, self._head, body, _now_ns(), True)
-        if self._head.encoded:
+        if len(body) > UNCOUNTED_BYTES and not exchange.hold(len(body)):
+            exchange.body = b""
+            exchange.respond_error(self.share.full())
+        elif self._head.encoded:
             decompress_later(self._lane, exchange, self._handle)
         else:
             self._handle(exchange)
@@ -143,7 +154,9 @@ class HttpStream(Stream):
         self._parts = None
         self.machine.give_back(self)
         exchange = self._exchange = Exchange(self, self._head, b"", _now_ns(), True)
-        exchange.respond(refusal.status, refusal.body(self._lane.limits))
+        unavailable = refusal.status == http.HTTPStatus.SERVICE_UNAVAILABLE
+        headers = ((b"retry-after", b"1"),) if unavailable else ()
+        exchange.respond(refusal.status, refusal.body(self._lane.limits), headers=headers)
 
     def abandoned(self) -> None:
         """The client left: whatever it was waiting for is cancelled."""
@@ -152,6 +165,7 @@ class HttpStream(Stream):
             cancel, exchange.cancel = exchange.cancel, None
             if cancel is not None:
                 cancel()
+            exchange.body = b""  # it may wait for a thread
         self._logged(CLIENT_LEFT)
 
     def over(self) -> None:
@@ -159,6 +173,7 @@ class HttpStream(Stream):
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.cancel = None
+            exchange.release()
         self._parts = None
 
     # -- the answer (exchange.Answering) -----------------------------------------------------------
@@ -188,12 +203,18 @@ class HttpStream(Stream):
             return
         self._sent_bytes += len(data)
         if last:
+            exchange.release()  # what waits for a window is counted as it is sent
             exchange.finished = True
             exchange.cancel = None
             self._logged(self._status)
         elif not data:
             return
         self.machine.send_data(self, data, last=last)
+
+    @property
+    def share(self) -> Share:
+        """See ``Answering``."""
+        return self.machine.share
 
     def peer(self) -> Peer:
         """See ``Answering``."""

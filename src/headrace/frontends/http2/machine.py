@@ -29,7 +29,8 @@ from headrace.frontends.http2.faults import (
     calm,
 )
 from headrace.frontends.http2.fields import NO_TABLE, HeaderDecoder, check_field
-from headrace.frontends.http2.streams import Host, Sender, Stream
+from headrace.frontends.http2.host import Host
+from headrace.frontends.http2.streams import Sender, Stream
 from headrace.limits import Http2Limits, HttpLimits
 from headrace.telemetry.snapshot import HttpCounters
 
@@ -52,8 +53,7 @@ class Machine(Sender):
         self.settled = False
         """The client's first SETTINGS has come."""
 
-        self.block: Block | None = None
-        """A header block whose end has not come."""
+        self.block: Block | None = None  # a header block whose end has not come
 
         self._decoder = HeaderDecoder(limits.max_header_list_bytes)
         self._remembered = self._decoder.remembered

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Protocol
 
-from headrace.frontends.http2 import fields, frames
+from headrace.frontends.byte_account import STEP_BYTES, UNCOUNTED_BYTES, ByteAccount, Share
+from headrace.frontends.http2 import frames
 from headrace.frontends.http2.faults import (
     CANCEL,
     ENHANCE_YOUR_CALM,
@@ -22,10 +21,12 @@ from headrace.frontends.http2.faults import (
     StreamFault,
 )
 from headrace.frontends.http2.floods import FloodGuard
-from headrace.frontends.peer import Peer
-from headrace.frontends.turn import Turn
+from headrace.frontends.http2.host import Host, RequestLog
+from headrace.frontends.turns import Turn
 from headrace.limits import Http2Limits, HttpLimits
 from headrace.telemetry.snapshot import HttpCounters
+
+_UNLIMITED_BYTES = 1 << 60
 
 _MAX_FRAME = 65_536
 """Of ours, where the client takes more: larger ones would keep others waiting for nothing."""
@@ -62,6 +63,12 @@ class Stream:
     paused = False
     body_left = -1
     buffered_bytes = 0
+    taken_bytes = 0
+    """Of the connection's share, for what is buffered."""
+
+    held_bytes = 0
+    """The same, for what is under way: see ``hold``."""
+
     pending: deque[memoryview] | None = None
     pending_bytes = 0
     tail: bytes | None = None
@@ -125,61 +132,29 @@ class Stream:
                 self.waiter = self.machine.host.future()
             await self.waiter
 
+    def no_room(self) -> None:
+        """The server's memory has no room for the rest of the request: refuses it."""
+
+    def hold(self, size: int) -> bool:
+        """Takes ``size`` bytes of the connection's share until the end; False: no room."""
+        if self.closed:
+            return True
+        if not self.machine.share.take(size):
+            return False
+        self.held_bytes += size
+        return True
+
+    def give(self, size: int) -> None:
+        """Gives back what was taken by :meth:`hold`, or a part of it."""
+        size = min(size, self.held_bytes)
+        self.held_bytes -= size
+        self.machine.share.give(size)
+
     def wake(self) -> None:
         """Whoever waits to write may look again."""
         waiter, self.waiter = self.waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
-
-
-class RequestLog(Protocol):
-    """The access log, where there is one."""
-
-    def __call__(
-        self,
-        method: bytes,
-        target: bytes,
-        code: int,
-        size: int,
-        arrived_ns: int,
-        **more: object,
-    ) -> None:
-        """One request, after its answer or its end without one."""
-        ...
-
-
-class Host(Protocol):
-    """The connection around the machine."""
-
-    def open_stream(self, machine: Sender, stream_id: int, request: fields.Fields) -> Stream:
-        """A stream for a new request. Must not answer yet."""
-        ...
-
-    def schedule_flush(self) -> None:
-        """There is something in ``out``."""
-        ...
-
-    def schedule_turn(self) -> None:
-        """There is more to do than one turn of the loop may take: ``Machine.go_on`` in the next."""
-        ...
-
-    def future(self) -> asyncio.Future[None]:
-        """Of the loop on which everything happens."""
-        ...
-
-    def offload(
-        self, work: Callable[[], Any], done: Callable[[asyncio.Future[Any]], object]
-    ) -> None:
-        """Does ``work`` on a thread."""
-        ...
-
-    def peer(self) -> Peer:
-        """Both ends of the connection."""
-        ...
-
-    def emptied(self) -> None:
-        """The last stream is over."""
-        ...
 
 
 class Sender(FloodGuard):
@@ -196,6 +171,9 @@ class Sender(FloodGuard):
         self.http_limits = http_limits
         self.counters = counters
         self.host = host
+        self.share = Share(ByteAccount(_UNLIMITED_BYTES), host.peer)
+        """Of the process's memory; the connection sets it."""
+
         self.out: list[bytes | memoryview] = []
         self.awake = False  # somebody will write ``out`` in this turn of the loop
         self.streams: dict[int, Stream] = {}
@@ -371,6 +349,7 @@ class Sender(FloodGuard):
         stream.send_window -= size
         stream.pending_bytes -= size
         stream.sent_pending += size
+        self.share.give(size)
         self.unsent_bytes -= size
         tail = stream.tail
         last = not pending and tail == b""
@@ -399,7 +378,7 @@ class Sender(FloodGuard):
                 self._wake()
 
     def keep(self, stream: Stream, size: int) -> None:
-        """A stream keeps so many more bytes of what is not complete.
+        """A stream keeps so many more bytes of what is not complete, or is refused.
 
         Raises:
             StreamFault: all streams together keep too much.
@@ -410,6 +389,13 @@ class Sender(FloodGuard):
             raise StreamFault(
                 ENHANCE_YOUR_CALM, "too much is incomplete", limit="max_buffered_bytes"
             )
+        buffered_bytes = stream.buffered_bytes
+        if buffered_bytes > UNCOUNTED_BYTES and buffered_bytes > stream.taken_bytes:
+            more = buffered_bytes + STEP_BYTES - stream.taken_bytes
+            if self.share.take(more):
+                stream.taken_bytes += more
+            else:
+                stream.no_room()
 
     def give_back(self, stream: Stream, size: int = -1) -> None:
         """It keeps so many bytes less; by default, nothing any more."""
@@ -417,6 +403,9 @@ class Sender(FloodGuard):
             size = stream.buffered_bytes
         self.buffered_bytes -= size
         stream.buffered_bytes -= size
+        if stream.taken_bytes and stream.buffered_bytes <= UNCOUNTED_BYTES:
+            self.share.give(stream.taken_bytes)
+            stream.taken_bytes = 0
 
     def postpone(self, stream: Stream) -> None:
         """The stream has more than this turn of the loop may take: others come first."""
@@ -448,12 +437,15 @@ class Sender(FloodGuard):
             stream.pending.append(memoryview(payload))  # cut into frames without copying the rest
             stream.pending_bytes += len(payload)
             self.unsent_bytes += len(payload)
+            self.share.spend(len(payload))
         if stream.send_window > 0:
             self._ready[stream.id] = stream
 
     def _release(self, stream: Stream) -> None:
         """What the stream holds of the connection's memory."""
         self.unsent_bytes -= stream.pending_bytes
+        self.share.give(stream.pending_bytes + stream.taken_bytes + stream.held_bytes)
+        stream.taken_bytes = stream.held_bytes = 0
         stream.pending_bytes = 0
         stream.pending = None
         self._ready.pop(stream.id, None)

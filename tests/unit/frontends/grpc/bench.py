@@ -13,7 +13,9 @@ from headrace.clock import MonotonicClock
 from headrace.config import ModelConfig
 from headrace.engine.engine import Engine
 from headrace.engine.served import Profile, ServedModel
+from headrace.errors import Overloaded
 from headrace.frontends import status
+from headrace.frontends.byte_account import ByteAccount, Share
 from headrace.frontends.codecs.v2_proto import RequestDecoder, ResponseEncoder
 from headrace.frontends.grpc.call import Incoming, LongCalls, Metadata
 from headrace.frontends.grpc.infer import InferMethods
@@ -41,6 +43,7 @@ class FakeCall:
         self.closed = False
         self.pending_bytes = 0
         self.cancel: Callable[[], object] | None = None
+        self.share = Share(ByteAccount(1 << 30), lambda: Peer())
         self.sent: list[bytes] = []
         self.status: tuple[int, str, Metadata] | None = None
         self.reading = True
@@ -70,6 +73,15 @@ class FakeCall:
 
     def fail(self, error: BaseException) -> None:
         self.end(*status.grpc_answer(error))
+
+    def hold(self, size: int) -> bool:
+        return self.share.take(size)
+
+    def give(self, size: int) -> None:
+        self.share.give(size)
+
+    def full(self) -> Overloaded:
+        return self.share.full()
 
     def pause_reading(self) -> None:
         self.reading = False

@@ -14,9 +14,12 @@ import pytest
 
 from headrace.config import ServerConfig
 from headrace.errors import AddressInUse, InvalidRequest, MissingExtra, Overloaded
+from headrace.frontends.byte_account import ByteAccount
 from headrace.frontends.grpc.call import Call, Method, Methods
 from headrace.frontends.grpc.grpcio_server import GrpcioServer
 from headrace.limits import Http2Limits
+
+ACCOUNT = ByteAccount(1 << 30)
 
 WAIT_S = 30
 
@@ -95,7 +98,7 @@ async def channel(service: Service) -> AsyncIterator[grpc.aio.Channel]:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
     limits = Http2Limits(max_message_bytes=2 * LARGE)
-    server = GrpcioServer(service.methods, ServerConfig(grpc_port=port, http2=limits))
+    server = GrpcioServer(service.methods, ServerConfig(grpc_port=port, http2=limits), ACCOUNT)
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield channel
@@ -220,7 +223,7 @@ async def test_a_client_that_does_not_read(channel: grpc.aio.Channel, service: S
 async def test_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        server = GrpcioServer({}, ServerConfig(grpc_port=port))
+        server = GrpcioServer({}, ServerConfig(grpc_port=port), ACCOUNT)
         with pytest.raises(AddressInUse, match=str(port)):
             await server.start()
 
@@ -228,4 +231,4 @@ async def test_a_port_that_is_taken() -> None:
 async def test_without_grpcio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "grpc", None)
     with pytest.raises(MissingExtra, match="grpcio"):
-        GrpcioServer({}, ServerConfig(grpc_port=1))
+        GrpcioServer({}, ServerConfig(grpc_port=1), ACCOUNT)

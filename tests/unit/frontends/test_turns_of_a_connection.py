@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headrace.clock import MonotonicClock
-from headrace.frontends.turn import LONE_TURN_NS, TURN_NS, Turn
+from headrace.frontends.turns import LONE_TURN_NS, TURN_NS, Turn
 from headrace.telemetry.snapshot import HttpCounters
 
 

@@ -1,9 +1,18 @@
-"""What one connection may do in one turn of the event loop, before others are served."""
+"""What one connection may do in one turn of the event loop, and what it has sent for another."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+
 from headrace.clock import MonotonicClock
 from headrace.telemetry.snapshot import HttpCounters
+
+TURN_REQUESTS = 128
+"""Of one HTTP/1.1 connection, taken in one turn of the loop, unless its time ends before."""
+
+SLICE_REQUESTS = 4
+"""What a slice without a request counts as: a body in chunks of one byte costs as much."""
 
 TURN_NS = 500_000
 """About what four clients with a request each take."""
@@ -55,3 +64,41 @@ class Turn:
             return False
         self._received_bytes = received_bytes
         return True
+
+
+class Turns(Turn):
+    """``data`` from ``position`` on waits. The units are requests."""
+
+    __slots__ = ("_scheduled", "data", "position")
+
+    def __init__(self, counters: HttpCounters) -> None:
+        super().__init__(TURN_REQUESTS, counters)
+        self._scheduled = False
+        self.data = b""
+        self.position = 0
+
+    def add(self, data: bytes) -> None:
+        """More has come behind what waits."""
+        self.data = self.data[self.position :] + data
+        self.position = 0
+
+    def keep(self, data: bytes, position: int) -> None:
+        """The same bytes, with an offset: they are not copied for every turn."""
+        self.data, self.position = data, position
+
+    def take(self) -> bytes:
+        """Begins a turn with what waits, from ``position`` on."""
+        self._scheduled = False
+        self.begin()
+        data, self.data = self.data, b""
+        return data
+
+    def unscheduled(self) -> None:
+        """A turn in which nothing could be taken is over."""
+        self._scheduled = False
+
+    def schedule(self, loop: asyncio.AbstractEventLoop, go_on: Callable[[], None]) -> None:
+        """Calls ``go_on`` in the next turn of the loop, once."""
+        if not self._scheduled:
+            self._scheduled = True
+            loop.call_soon(go_on)
