@@ -101,7 +101,6 @@ class Connection(asyncio.Protocol):
         """Bytes of one request, of a part of it, or of several."""
         if self._ending:
             return
-        self._lane.counters.received_bytes += len(data)
         self._turns.count(len(data))
         if self._turns.data:
             self._turns.add(data)

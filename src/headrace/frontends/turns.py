@@ -29,8 +29,7 @@ class Turn:
 
     Args:
         units: of a turn, at most.
-        counters: of all connections; a connection tells :meth:`count` what it adds to their
-            ``received_bytes``.
+        counters: of all connections.
 
     ``left`` is what is left of the units; who does the work subtracts it.
     """
@@ -49,7 +48,8 @@ class Turn:
         self._ends_ns = 0
 
     def count(self, size: int) -> None:
-        """The connection has read so many bytes itself."""
+        """The connection has read so many bytes, which all of them count together."""
+        self._counters.received_bytes += size
         self._received_bytes += size
 
     def is_over(self) -> bool:

@@ -32,8 +32,8 @@ def test_a_turn_is_short_where_others_send_something(clock: list[int]) -> None:
     assert time_of_a_turn(turn, clock) == LONE_TURN_NS
     counters.received_bytes += 1
     assert time_of_a_turn(turn, clock) == TURN_NS
-    counters.received_bytes += 5
     turn.count(5)
+    assert counters.received_bytes == 6
     assert time_of_a_turn(turn, clock) == LONE_TURN_NS
 
 
