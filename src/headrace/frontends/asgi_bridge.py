@@ -10,6 +10,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -49,15 +50,37 @@ class LateApplication:
 
 
 class AsgiBridge:
-    """Runs one task per exchange; cancelled when the client leaves."""
+    """Runs one task per exchange; cancelled when the client leaves.
+
+    In one turn of the event loop one of them begins: they take longer than inference requests, and
+    a connection may have many of them under way.
+    """
 
     def __init__(self, app: Application, *, scheme: str = "http") -> None:
         self._app = app
         self._scheme = scheme
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: dict[int, Exchange] = {}  # by a number, in the order in which they came
+        self._number = 0
+        self._began = False  # one, in this turn
 
     def handle(self, exchange: Exchange) -> None:
         """Answers the exchange through the application, later."""
+        if self._began:
+            self._number += 1
+            self._waiting[self._number] = exchange
+            exchange.cancel = partial(self._waiting.pop, self._number, None)
+            return
+        self._began = True
+        self._begin(exchange)
+        asyncio.get_running_loop().call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._began = False
+        if self._waiting:
+            self.handle(self._waiting.pop(next(iter(self._waiting))))
+
+    def _begin(self, exchange: Exchange) -> None:
         task = asyncio.get_running_loop().create_task(self._run(exchange))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -24,7 +24,7 @@ from headrace.frontends.lane import NEVER, Lane
 from headrace.frontends.peer import Peer, peer_of
 from headrace.frontends.reader import IDLE, IN_BODY, IN_HEAD, RequestReader
 from headrace.frontends.refusals import Refusal
-from headrace.frontends.turns import SLICE_REQUESTS, TURN_REQUESTS, Turns
+from headrace.frontends.turns import SLICE_REQUESTS, Turns
 from headrace.frontends.unread import UnreadAnswers
 
 _LOG = logging.getLogger("headrace.http")
@@ -62,7 +62,7 @@ class Connection(asyncio.Protocol):
         self._misses = 0
         self._last_head: Head | None = None  # of those remembered, the one that came last here
         self._last_raw_head = b""
-        self._turns = Turns()  # holds what waits for another turn, or for answers
+        self._turns = Turns(lane.counters)  # holds what waits for another turn, or for answers
         self._reading = True
         self._ends: Peer | None = None  # once it was asked for
         self._answers = UnreadAnswers(self.share)
@@ -101,11 +101,11 @@ class Connection(asyncio.Protocol):
         """Bytes of one request, of a part of it, or of several."""
         if self._ending:
             return
-        self._lane.counters.received_bytes += len(data)
+        self._turns.count(len(data))
         if self._turns.data:
             self._turns.add(data)
             return
-        self._turns.left = TURN_REQUESTS
+        self._turns.begin()
         self._read(data, 0)
 
     def _read(self, data: bytes, position: int) -> None:
@@ -132,7 +132,7 @@ class Connection(asyncio.Protocol):
             position = next_one
             if not self._accept(head, data[end:position]) or position == size:
                 return
-            if self._turns.left <= 0 or len(self._exchanges) >= self._limits.max_pipelined:
+            if self._turns.is_over() or len(self._exchanges) >= self._limits.max_pipelined:
                 self._wait_with(data, position)
                 return
         self._parse(data, position)
@@ -159,7 +159,7 @@ class Connection(asyncio.Protocol):
         """Gives the parser slices, as many as the turn allows; what is wrong with them, if any."""
         reader, size = self._reader, len(data)
         while position < size and not self._ending:
-            if self._turns.left <= 0 or len(self._exchanges) >= self._limits.max_pipelined:
+            if self._turns.is_over() or len(self._exchanges) >= self._limits.max_pipelined:
                 self._wait_with(data, position)
                 return None
             self._turns.left -= SLICE_REQUESTS

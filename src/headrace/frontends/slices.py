@@ -72,10 +72,12 @@ class Slices:
     def _turn(self) -> None:
         self._scheduled = False
         work = self._works.popleft()
-        if work.advance():
-            self._works.append(work)
-        if self._works:
-            self._schedule()
+        try:
+            if work.advance():
+                self._works.append(work)
+        finally:  # also where ``failed`` raises
+            if self._works:
+                self._schedule()
 
 
 class _Work:

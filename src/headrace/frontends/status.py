@@ -110,17 +110,22 @@ def grpc_answer(error: BaseException) -> tuple[int, str, tuple[tuple[bytes, byte
 
     ``headrace-error-bin`` is the JSON that HTTP would have had: code, hint and details.
     """
-    message, _, hint, _ = _told(error)
     body = v2_error_body(error)
     trailers = [(b"headrace-error-bin", body)] if len(body) <= _DETAILS_MAX_BYTES else []
     retry_after = retry_after_header(error)
     if retry_after is not None:
         trailers.append((b"retry-after", retry_after.encode()))
+    return GRPC_CODES[status_of(error).grpc], grpc_text(error), tuple(trailers)
+
+
+def grpc_text(error: BaseException) -> str:
+    """``grpc-message``: the message and the hint, of a bounded length."""
+    message, _, hint, _ = _told(error)
     text = f"{message} ({hint})" if hint else message
     raw = text.encode("utf-8", "replace")
     if len(raw) > _TEXT_MAX_BYTES:
         text = raw[:_TEXT_MAX_BYTES].decode("utf-8", "ignore") + "…"
-    return GRPC_CODES[status_of(error).grpc], text, tuple(trailers)
+    return text
 
 
 _QUOTED_MAX = 4096

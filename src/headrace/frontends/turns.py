@@ -1,28 +1,81 @@
-"""The rest of what one connection has sent, kept for another turn of the event loop."""
+"""What one connection may do in one turn of the event loop, and what it has sent for another."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 
+from headrace.clock import MonotonicClock
+from headrace.telemetry.snapshot import HttpCounters
+
 TURN_REQUESTS = 128
-"""Requests of one connection that are taken in one turn of the loop: some 10 ms of the smallest,
-after which other connections have their turn."""
+"""Of one HTTP/1.1 connection, taken in one turn of the loop, unless its time ends before."""
 
 SLICE_REQUESTS = 4
 """What a slice without a request counts as: a body in chunks of one byte costs as much."""
 
+TURN_NS = 500_000
+"""About what four clients with a request each take."""
 
-class Turns:
-    """``data`` from ``position`` on waits. ``left``: requests that this turn may still take."""
+LONE_TURN_NS = 4_000_000
+"""Where no other connection has sent anything since the last turn: larger batches cost less."""
 
-    __slots__ = ("_scheduled", "data", "left", "position")
+_UNTIMED_UNITS = 4
+"""Of a turn; for most reads the clock is not asked."""
 
-    def __init__(self) -> None:
+
+class Turn:
+    """Counts units of work and, after the first ones, time: units differ a hundredfold.
+
+    Args:
+        units: of a turn, at most.
+        counters: of all connections.
+
+    ``left`` is what is left of the units; who does the work subtracts it.
+    """
+
+    __slots__ = ("_counters", "_ends_ns", "_received_bytes", "_units", "left")
+
+    def __init__(self, units: int, counters: HttpCounters) -> None:
+        self._units = self.left = units
+        self._counters = counters
+        self._received_bytes = 0  # by all when a turn was over, and by this connection since then
+        self._ends_ns = 0
+
+    def begin(self) -> None:
+        """A new turn."""
+        self.left = self._units
+        self._ends_ns = 0
+
+    def count(self, size: int) -> None:
+        """The connection has read so many bytes, which all of them count together."""
+        self._counters.received_bytes += size
+        self._received_bytes += size
+
+    def is_over(self) -> bool:
+        """Whether the rest has to wait. Never before the first unit of work."""
+        if self.left > self._units - _UNTIMED_UNITS:
+            return False
+        now_ns, received_bytes = MonotonicClock.now_ns(), self._counters.received_bytes
+        if not self._ends_ns:
+            alone = received_bytes == self._received_bytes
+            self._ends_ns = now_ns + (LONE_TURN_NS if alone else TURN_NS)
+        if self.left > 0 and now_ns < self._ends_ns:
+            return False
+        self._received_bytes = received_bytes
+        return True
+
+
+class Turns(Turn):
+    """``data`` from ``position`` on waits. The units are requests."""
+
+    __slots__ = ("_scheduled", "data", "position")
+
+    def __init__(self, counters: HttpCounters) -> None:
+        super().__init__(TURN_REQUESTS, counters)
         self._scheduled = False
         self.data = b""
         self.position = 0
-        self.left = TURN_REQUESTS
 
     def add(self, data: bytes) -> None:
         """More has come behind what waits."""
@@ -36,7 +89,7 @@ class Turns:
     def take(self) -> bytes:
         """Begins a turn with what waits, from ``position`` on."""
         self._scheduled = False
-        self.left = TURN_REQUESTS
+        self.begin()
         data, self.data = self.data, b""
         return data
 

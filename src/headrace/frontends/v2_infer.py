@@ -94,20 +94,24 @@ class InferRoute:
                 shared=shared,
                 limits=self.limits,
             )
-        reply = self._reply(exchange, name, request, shared)
-        reply.submitted(self._engine.submit(request, reply))
+        self._submit(self._reply(exchange, name, request, shared))
+
+    def _submit(self, reply: _InferReply) -> None:
+        """Raises HeadraceError where the answer would be too large, too."""
+        model, version = reply.name[:2]
+        check_bytes(reply.request, self._engine.catalog.resolve(model, version), self.limits)
+        reply.submitted(self._engine.submit(reply.request, reply))
 
     def _reply(
         self, exchange: Exchange, name: Name, request: InferenceRequest, shared: RequestMemory
     ) -> _InferReply:
-        """What answers. Raises HeadraceError where the answer would be too large."""
+        """What answers."""
         request.arrived_ns = exchange.arrived_ns
         request.decoded_ns = _now_ns()
         heed(request, exchange.head.headers)
         name_caller(request, exchange.connection)
         if exchange.held_bytes and exchange.head.headers.get(_JSON_SIZE) is None:
             exchange.hold_tensors(_decoded_bytes(request))
-        check_bytes(request, self._engine.catalog.resolve(name[0], name[1]), self.limits)
         return _InferReply(exchange, request, shared, self, name)
 
     def _decode_later(
@@ -128,7 +132,7 @@ class InferRoute:
         def done(request: InferenceRequest) -> None:
             reply = self._reply(exchange, name, request, shared)
             try:
-                reply.submitted(self._engine.submit(request, reply))
+                self._submit(reply)
             except ModelAbsent as absent:  # it has left in the meantime
                 exchange.cancel = Waiting(
                     self._engine, absent, request, reply, then=reply.submitted_later
@@ -192,13 +196,13 @@ class _InferReply(msgspec.Struct, eq=False):
     def complete(self, response: InferenceResponse, record: RequestRecord) -> None:
         exchange, route = self.exchange, self.route
         exchange.cancel = None
-        if v2_json_answer.is_large(response.outputs):
-            steps = v2_json_answer.encode_steps(
-                response, self.request, self.shared, route.limits.max_answer_bytes
-            )
-            exchange.cancel = route.slices.run(steps, self._send, partial(fail, exchange))
-            return
         try:
+            if v2_json_answer.is_large(response.outputs):
+                steps = v2_json_answer.encode_steps(
+                    response, self.request, self.shared, route.limits.max_answer_bytes
+                )
+                exchange.cancel = route.slices.run(steps, self._send, partial(fail, exchange))
+                return
             body, blobs = v2_json_answer.encode_response(response, self.request, self.shared)
             if len(body) > route.limits.max_answer_bytes:  # few texts, but long ones
                 raise too_large(route.limits.max_answer_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -246,3 +247,22 @@ async def test_answers_of_several_requests_keep_their_order(app: App, client: Cl
     client.send(post(b"slow") + post(b"fast"))
     await settle()
     assert [answer.body for answer in client.answers()] == [b"slow", b"fast"]
+
+
+async def test_one_begins_in_each_turn_of_the_loop(app: App, client: Client) -> None:
+    app.messages = [start(), body(b"x")]
+    client.send(GET * 12)
+    begun = []
+    while len(app.scopes) < 12:
+        begun.append(len(app.scopes))
+        await asyncio.sleep(0)
+    await settle()
+    assert max(after - before for before, after in pairwise(begun)) == 1
+    assert len(client.answers()) == 12
+
+
+async def test_one_that_waits_for_its_turn_leaves_with_its_client(app: App, client: Client) -> None:
+    client.send(GET * 3)
+    client.connection.connection_lost(None)
+    await settle()
+    assert len(app.scopes) <= 1

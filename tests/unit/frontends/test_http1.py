@@ -10,6 +10,7 @@ from itertools import pairwise
 import pytest
 
 from headrace.errors import InvalidRequest, Overloaded
+from headrace.frontends import turns
 from headrace.frontends.exchange import Exchange
 from tests.unit.frontends.lane_bench import HOST, Bench, chunked, echo, post
 
@@ -247,6 +248,17 @@ def test_a_burst_takes_turns_with_others(bench: Bench, known: bool) -> None:
     assert max(after - before for before, after in pairwise(taken)) < 256
     assert len(client.answers()) == 2001
     assert client.transport.reading
+
+
+def test_a_turn_ends_when_its_time_is_over(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "LONE_TURN_NS", 0)
+    monkeypatch.setattr(turns, "TURN_NS", 0)
+    client = bench.connect()
+    client.send(GET)
+    client.transport.receive(GET * 100)
+    assert len(bench.exchanges) < 10
+    bench.loop.run_ready()
+    assert len(client.answers()) == 101
 
 
 def test_only_as_many_are_read_as_may_be_under_way(slow: Bench) -> None:

@@ -20,7 +20,6 @@ from headrace.engine.served import Profile, ServedModel
 from headrace.errors import HeadraceError, PayloadTooLarge
 from headrace.frontends import answer_size
 from headrace.frontends.codecs import json_guard, proto_guard
-from headrace.frontends.codecs.v2_parameters import NO_SHARED_MEMORY
 from headrace.frontends.codecs.v2_proto import RequestDecoder, ResponseEncoder, varint
 from headrace.frontends.decompress import decompress
 from headrace.frontends.exchange import Exchange
@@ -79,7 +78,7 @@ TENSOR = field(1, b"x") + field(2, b"BYTES")
     ],
 )
 def test_a_message_is_held_against_the_limits_as_bytes(message: bytes, code: str) -> None:
-    decoder = RequestDecoder(NO_SHARED_MEMORY)
+    decoder = RequestDecoder()
     tracemalloc.start()
     try:
         with pytest.raises(HeadraceError) as caught:
@@ -99,7 +98,7 @@ def test_a_large_message_within_the_limits_is_read() -> None:
     message.inputs[0].contents.int64_contents.extend(range(100_000))
     message.inputs[0].parameters["a"].bool_param = True
     message.outputs.add(name="y")
-    request = RequestDecoder(NO_SHARED_MEMORY).decode(message.SerializeToString())
+    request = RequestDecoder().decode(message.SerializeToString())
     assert request.inputs[0].data.ravel().tolist() == list(range(100_000))
 
 
@@ -108,7 +107,7 @@ def test_a_message_that_is_small_has_the_same_limits() -> None:
     for fields in (5, 6, 4):
         entries = [field(1, name) for name in (b"a", b"b", b"c")]
         with pytest.raises(PayloadTooLarge):
-            RequestDecoder(NO_SHARED_MEMORY, limits).decode(field(fields, *entries))
+            RequestDecoder(limits).decode(field(fields, *entries))
 
 
 def test_control_messages_are_small_but_for_files() -> None:
@@ -211,7 +210,7 @@ def test_the_size_of_an_answer_is_predicted(
 
 def test_a_grpc_answer_is_bounded() -> None:
     tensor = Tensor("y", "FP32", (1000,), np.zeros(1000, np.float32))
-    encoder = ResponseEncoder(NO_SHARED_MEMORY, 3999)
+    encoder = ResponseEncoder(3999)
     with pytest.raises(PayloadTooLarge):
         encoder.encode(InferenceResponse("m", "1", "", [tensor]), InferenceRequest("m", []))
 

@@ -9,9 +9,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from headrace.config import ModelConfig
+from headrace.engine.catalog import Catalog
 from headrace.engine.engine import Engine
 from headrace.engine.inflight import Reply, Ticket
 from headrace.engine.served import Profile, ServedModel
+from headrace.errors import ModelAbsent
+from headrace.frontends import v2_infer
 from headrace.frontends.codecs import v2_json_answer
 from headrace.frontends.v2_infer import InferRoute
 from headrace.testing.fakes import FakeModel
@@ -105,6 +108,36 @@ async def test_an_answer_that_cannot_be_encoded_is_told(
     assert answer.status == 500
     assert b"no such thing" not in answer.body
     assert "could not be encoded" in caplog.text
+
+
+async def test_a_large_request_waits_for_a_model_that_left_while_it_was_parsed(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = ModelAbsent("not in memory", model="m", version="1")
+    waited: list[object] = []
+    resolve = Catalog.resolve
+
+    def leaving(catalog: Catalog, name: str, version: str = "") -> ServedModel:
+        monkeypatch.setattr(Catalog, "resolve", gone)
+        return resolve(catalog, name, version)
+
+    def gone(*_: object) -> ServedModel:
+        raise absent
+
+    class Waits:
+        cancel = None
+
+        def __init__(self, engine: Engine, absent: ModelAbsent, *_: object, **__: object) -> None:
+            waited.append(absent)
+
+    monkeypatch.setattr(v2_infer, "Waiting", Waits)
+    monkeypatch.setattr(Catalog, "resolve", leaving)
+    client.send(post(ASK.partition(b"\r\n\r\n")[2] + b" " * 70_000))
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+    assert waited == [absent]
+    assert not client.answers()
 
 
 def left_over() -> list[object]:

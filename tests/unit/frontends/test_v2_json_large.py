@@ -16,7 +16,13 @@ from headrace.errors import HeadraceError, InvalidRequest, PayloadTooLarge
 from headrace.frontends import slices
 from headrace.frontends.codecs import v2_binary, v2_json, v2_json_answer, v2_json_large
 from headrace.limits import HttpLimits
-from headrace.types import InferenceRequest, InferenceResponse, RequestedOutput, Tensor
+from headrace.types import (
+    InferenceRequest,
+    InferenceResponse,
+    RequestedOutput,
+    SharedMemoryRange,
+    Tensor,
+)
 from tests.fuzzing import examples
 from tests.unit.frontends.v2_tensors import tensors
 
@@ -238,3 +244,23 @@ def test_the_number_of_texts_is_bounded_over_all_tensors() -> None:
     assert reader.read("a", "BYTES", (10,), 40).tolist() == [b""] * 10
     with pytest.raises(PayloadTooLarge):
         reader.read("b", "BYTES", (10,), 40)
+
+
+def test_outputs_are_in_shared_memory_before_the_first_step() -> None:
+    written: list[str] = []
+
+    class Shared:
+        def write(self, where: SharedMemoryRange, tensor: Tensor) -> int:
+            written.append(where.region)
+            return 4
+
+    tensor = Tensor("y", "FP32", (1,), np.ones(1, np.float32))
+    response = InferenceResponse("m", "1", "", [tensor])
+    outputs = [RequestedOutput("y", None, 0, SharedMemoryRange("r", 0, 4))]
+    request = InferenceRequest("m", [], outputs=outputs)
+    steps = v2_json_answer.encode_steps(response, request, Shared())  # type: ignore[arg-type]
+    assert written == ["r"]
+    parts, blobs = slices.finished(steps)
+    assert not blobs
+    assert json.loads(b"".join(parts))["outputs"][0]["parameters"]["shared_memory_region"] == "r"
+    assert written == ["r"]

@@ -105,9 +105,27 @@ def encode_steps(
 ) -> Steps[tuple[list[bytes], Sequence[bytes]]]:
     """Steps to what :func:`encode_response` returns, the JSON in pieces.
 
+    What goes into shared memory is there before the first step: the request's regions are in use
+    until it has ended, and the steps come after that.
+
     Raises:
         As there, and PayloadTooLarge: the answer has more than ``max_bytes``.
     """
+    put = {
+        index: _put(response.outputs[index], asked.shared_memory, shared)
+        for index, asked in enumerate(request.outputs or ())
+        if asked.shared_memory is not None
+    }
+    return _encode_steps(response, request, put, max_bytes)
+
+
+def _encode_steps(
+    response: InferenceResponse,
+    request: InferenceRequest,
+    put: dict[int, _OutputTensor],
+    max_bytes: int,
+) -> Steps[tuple[list[bytes], Sequence[bytes]]]:
+    """``put``: the outputs that are in shared memory, by their index."""
     wanted = request.outputs
     all_binary = bool((request.parameters or {}).get("binary_data_output"))
     begin = _Response(response.model_name, response.model_version, [])
@@ -118,7 +136,9 @@ def encode_steps(
         if index:
             parts.append(b",")
         asked = None if wanted is None else wanted[index]
-        told = _not_json(tensor, asked, shared, blobs, all_binary=all_binary, left=left)
+        told = put.get(index) or _not_json(
+            tensor, asked, NO_SHARED_MEMORY, blobs, all_binary=all_binary, left=left
+        )
         if told is not None:
             parts.append(_encode(told))
             left = max_bytes - sum(map(len, blobs)) - sum(map(len, parts))

@@ -358,7 +358,7 @@ class _Stream:
         if self._bare:
             return detached(error)
         message = protos.message("inference.ModelStreamInferResponse")()
-        message.error_message = status.grpc_answer(detached(error))[1]
+        message.error_message = status.grpc_text(detached(error))
         if request is not None:
             message.infer_response.id = request.id
         encoded: bytes = message.SerializeToString()

@@ -100,7 +100,7 @@ class Http2Connection(asyncio.Protocol):
         """Bytes of frames."""
         if self._ending:
             return
-        self._counters.received_bytes += len(data)
+        self.machine.turn.count(len(data))
         self._heard = True
         machine = self.machine
         machine.awake = True  # what is answered meanwhile leaves with the rest

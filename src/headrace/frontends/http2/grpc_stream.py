@@ -204,7 +204,7 @@ class GrpcStream(Stream):
         position, end = 0, len(data)
         try:
             while position < end and not (self.closed or self._full or self._inflating):
-                if self.machine.turn_left <= 0:
+                if self.machine.turn.is_over():
                     break
                 position = self._collect_one(data, position)
         except HeadraceError as error:
@@ -231,7 +231,7 @@ class GrpcStream(Stream):
             piece = parts.whole()
         compressed = self._prefix[0] != 0
         self._need, self._prefix = -1, b""
-        self.machine.turn_left -= MESSAGE_UNITS
+        self.machine.turn.left -= MESSAGE_UNITS
         self._arrived(piece, compressed=compressed)
         return position
 

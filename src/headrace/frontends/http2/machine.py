@@ -30,7 +30,7 @@ from headrace.frontends.http2.faults import (
 )
 from headrace.frontends.http2.fields import NO_TABLE, HeaderDecoder, check_field
 from headrace.frontends.http2.host import Host
-from headrace.frontends.http2.streams import TURN_UNITS, Sender, Stream
+from headrace.frontends.http2.streams import Sender, Stream
 from headrace.limits import Http2Limits, HttpLimits
 from headrace.telemetry.snapshot import HttpCounters
 
@@ -94,22 +94,22 @@ class Machine(Sender):
         if self.behind:
             self._rest, self._position = data, 0
             return
-        self.turn_left = TURN_UNITS
+        self.turn.begin()
         self._guarded(self._read_from, data, 0)
 
     def go_on(self) -> None:
         """The next turn: the frames that wait, then the streams that do, each with its share."""
-        self.turn_left = TURN_UNITS
+        self.turn.begin()
         if self.behind:
             self._guarded(self._read_from, self._rest, self._position)
         if self.postponed:
-            self.turn_left = TURN_UNITS
+            self.turn.begin()
             self._guarded(self._go_on_with_streams)
 
     def _go_on_with_streams(self) -> None:
         postponed = self.postponed
         for _ in range(len(postponed)):
-            if self.turn_left <= 0:
+            if self.turn.is_over():
                 break
             stream = postponed.pop(next(iter(postponed)))
             try:
@@ -191,10 +191,10 @@ class Machine(Sender):
             start = position + 9
             if start + length > end:
                 break
-            if self.turn_left <= 0:
+            if self.turn.is_over():
                 self.behind = True
                 break
-            self.turn_left -= 1
+            self.turn.left -= 1
             position = start + length
             kind = word & 0xFF
             stream_id &= 0x7FFF_FFFF

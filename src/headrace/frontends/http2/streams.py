@@ -22,6 +22,7 @@ from headrace.frontends.http2.faults import (
 )
 from headrace.frontends.http2.floods import FloodGuard
 from headrace.frontends.http2.host import Host, RequestLog
+from headrace.frontends.turns import Turn
 from headrace.limits import Http2Limits, HttpLimits
 from headrace.telemetry.snapshot import HttpCounters
 
@@ -37,7 +38,7 @@ _USEFUL_BYTES = 1024
 """A frame that the client's window made smaller is of no use."""
 
 TURN_UNITS = 256
-"""What one connection is served in one turn of the loop: some 10 ms of requests, after which other
+"""What one connection is served in one turn of the loop, unless its time ends before; then other
 connections have their turn. Ordinary reads have less. A frame is one unit."""
 
 MESSAGE_UNITS = 2
@@ -186,8 +187,8 @@ class Sender(FloodGuard):
         self.head_prefix = b""
         """What the next header block must begin with, see ``fields.NO_TABLE``."""
 
-        self.turn_left = TURN_UNITS
-        """Frames and messages that may still be handled in this turn of the loop."""
+        self.turn = Turn(TURN_UNITS, counters)
+        """Of the loop: frames and messages that may still be handled in it."""
 
         self.postponed: dict[int, Stream] = {}
         """Streams that go on in the next turn."""
@@ -300,7 +301,7 @@ class Sender(FloodGuard):
         """
         difference = size - self.initial_window
         self.initial_window = size
-        self.turn_left -= len(self.streams) // 16
+        self.turn.left -= len(self.streams) // 16
         for stream in self.streams.values():
             stream.send_window += difference
             if stream.send_window > frames.MAX_WINDOW:

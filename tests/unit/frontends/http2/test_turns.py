@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 
+from headrace.frontends import turns
 from headrace.frontends.grpc.call import Call
 from headrace.frontends.http2.streams import TURN_UNITS
 from tests.unit.frontends.http2.bench import (
@@ -146,3 +147,15 @@ def test_answers_while_messages_wait_end_the_call_once() -> None:
     wire.send(data(1, message(b"") * MANY, END_STREAM))
     (incoming,) = bench.streams
     assert (len(incoming.got), incoming.ends) == (MANY, 1)
+
+
+def test_a_turn_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "LONE_TURN_NS", 0)
+    monkeypatch.setattr(turns, "TURN_NS", 0)
+    bench, wire = stream()
+    (incoming,) = bench.streams
+    wire.transport.receive(data(1, message(b"") * MANY, END_STREAM))
+    assert len(incoming.got) < 8
+    bench.settle()
+    assert incoming.got == [b""] * MANY
+    assert incoming.ended
