@@ -12,7 +12,7 @@ from functools import partial
 import msgspec
 
 from headrace.engine import signature
-from headrace.engine.catalog import MAX_ENSEMBLE_DEPTH, Catalog
+from headrace.engine.catalog import MAX_ENSEMBLE_DEPTH, MAX_ENSEMBLE_STEPS, Catalog
 from headrace.engine.declared import apply
 from headrace.engine.ensemble import Ensembles
 from headrace.engine.ensemble_plan import StepModel, plan_of
@@ -220,6 +220,7 @@ def attach_ensemble(served: ServedModel, catalog: Catalog, ensembles: Ensembles)
         model_of=model_of,
     )
     _check_depth(served, catalog)
+    _check_steps(served, catalog)
     served.decoupled = plan.decoupled
     served.intake = ensembles.intake(plan)
 
@@ -232,6 +233,18 @@ def _check_depth(served: ServedModel, catalog: Catalog) -> None:
             f"at most {MAX_ENSEMBLE_DEPTH} are allowed",
             code="wrong_ensemble",
             hint="name the steps of the inner ensembles instead of these",
+            model=served.name,
+        )
+
+
+def _check_steps(served: ServedModel, catalog: Catalog) -> None:
+    count = catalog.ensemble_steps(served.name, served.steps)
+    if count > MAX_ENSEMBLE_STEPS:
+        raise ModelLoadError(
+            f"with ensemble '{served.name}' one request would run {count:,} steps, at most "
+            f"{MAX_ENSEMBLE_STEPS:,} are allowed",
+            code="wrong_ensemble",
+            hint="let ensembles share steps instead of repeating them",
             model=served.name,
         )
 

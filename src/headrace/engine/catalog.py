@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -21,6 +21,14 @@ MAX_ENSEMBLE_DEPTH = 16
 """Ensembles within one another. A request runs through all of them on one stack, and each level
 can multiply the steps; ensembles in use have two or three."""
 
+MAX_ENSEMBLE_STEPS = 1000
+"""Requests that one request to an ensemble leads to, those of ensembles within it included.
+Sixteen levels of two steps each would be 65,536. One ensemble may have 100 steps."""
+
+MAX_GONE = 1024
+"""Versions that are shown and are neither served nor to be loaded when they are asked for, such as
+those that could not be loaded: names that loads make up do not pile up."""
+
 STABLE = "stable"
 """The alias that answers requests without a version."""
 
@@ -33,6 +41,7 @@ class Catalog:
         self._routes: dict[tuple[str, str], ServedModel] = {}
         self._statuses: dict[tuple[str, str], ModelVersionStatus] = {}
         self._absent: set[tuple[str, str]] = set()
+        self._gone: dict[tuple[str, str], None] = {}  # the one that left last is at the end
         self._aliases: dict[str, dict[str, str]] = {}
 
     def resolve(self, name: str, version: str = "") -> ServedModel:
@@ -83,11 +92,24 @@ class Catalog:
                 served = self.resolve(name, version)
             except ModelNotReady:
                 return False
-            if not served.serving:
-                return False
-            steps = [(step.model, step.version) for step in served.config.ensemble]
-            return all(step in self._routes and self.is_ready(*step) for step in steps)
+            return self._runs_whole(served)
         return bool(self._statuses) and all(s.state == "READY" for s in self.statuses())
+
+    def _runs_whole(self, served: ServedModel) -> bool:
+        """Whether it and all that it is made of can run; each is looked at once."""
+        left, seen = [served], {served}
+        while left:
+            each = left.pop()
+            if not each.serving:
+                return False
+            for step in each.config.ensemble:
+                below = self._routes.get((step.model, step.version))
+                if below is None:
+                    return False
+                if below not in seen:
+                    seen.add(below)
+                    left.append(below)
+        return True
 
     def statuses(self) -> list[ModelVersionStatus]:
         """Every version known, sorted by name and version."""
@@ -103,7 +125,14 @@ class Catalog:
     def set_status(self, name: str, version: str, state: str, reason: str = "") -> None:
         """Records what the index shows for a version."""
         told = without_folders(reason)  # callers see it
-        self._statuses[name, version] = ModelVersionStatus(name, version, state, told)
+        key = name, version
+        self._statuses[key] = ModelVersionStatus(name, version, state, told)
+        self._gone.pop(key, None)
+        if state == "UNAVAILABLE" and key not in self._absent:
+            self._gone[key] = None
+            if len(self._gone) > MAX_GONE:
+                oldest = next(iter(self._gone))
+                del self._gone[oldest], self._statuses[oldest]
 
     def publish(self, served: ServedModel) -> None:
         """Routes requests for this version to ``served`` from now on."""
@@ -161,6 +190,7 @@ class Catalog:
         for key, status in tuple(self._statuses.items()):
             if key[0] == name and status.state == "UNAVAILABLE" and status.reason != UNLOADED:
                 del self._statuses[key]
+                self._gone.pop(key, None)
 
     def served(self) -> list[ServedModel]:
         """Every version that is ready, once each."""
@@ -189,6 +219,24 @@ class Catalog:
             for step in its_steps:
                 above.setdefault(step, set()).add(each)
         return _levels(name, below) + _levels(name, above)
+
+    def ensemble_steps(self, name: str, steps: Sequence[str]) -> int:
+        """Steps that one request to the largest ensemble runs, if ``name`` is made of ``steps``.
+
+        There must be no cycle: see :meth:`ensemble_depth`.
+        """
+        versions: dict[str, list[Sequence[str]]] = {name: [steps]}
+        for served in self.served():
+            versions.setdefault(served.name, []).append(served.steps)
+        totals: dict[str, int] = {}
+
+        def total(each: str) -> int:
+            if each not in totals:
+                made = versions.get(each, ())
+                totals[each] = max((sum(1 + total(s) for s in of) for of in made), default=0)
+            return totals[each]
+
+        return max(map(total, versions))
 
     def _update_routes(self, name: str) -> None:
         for key in [(name, ""), *[key for key in self._routes if key[0] == name]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from headrace.engine.catalog import ABSENT, UNLOADED, Catalog
+from headrace.engine.catalog import ABSENT, MAX_GONE, UNLOADED, Catalog
 from headrace.engine.served import ServedModel
 from headrace.errors import ModelAbsent, ModelNotFound, ModelNotReady
 
@@ -102,3 +102,17 @@ def test_what_is_unloaded_on_purpose_is_absent_no_more(catalog):
 def test_metadata_counts_each_version_once(catalog):
     catalog.set_aliases("m", {"stable": "2"})
     assert catalog.metadata("m").versions == ("1", "2", "10")
+
+
+def test_names_that_could_not_be_loaded_do_not_pile_up(catalog):
+    catalog.set_absent("lazy", "1")
+    for number in range(MAX_GONE + 10):
+        catalog.set_status(f"made up {number}", "", "LOADING")
+        catalog.set_status(f"made up {number}", "", "UNAVAILABLE", "no such file")
+    shown = {(status.name, status.state) for status in catalog.statuses()}
+    assert len(shown) == 2 + MAX_GONE
+    assert {("m", "READY"), ("lazy", "UNAVAILABLE")} < shown
+    assert ("made up 9", "UNAVAILABLE") not in shown
+    catalog.forget_failures("made up 10")
+    catalog.set_status("made up 10", "1", "UNAVAILABLE", "again")
+    assert len(catalog.statuses()) == 4 + MAX_GONE

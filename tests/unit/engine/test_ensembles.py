@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.config import EnsembleStep, QueueConfig
-from headrace.engine.catalog import MAX_ENSEMBLE_DEPTH
+from headrace.engine.catalog import MAX_ENSEMBLE_DEPTH, MAX_ENSEMBLE_STEPS
 from headrace.engine.ensemble_plan import StepModel, plan_of
 from headrace.errors import (
     CapacityError,
@@ -548,3 +548,32 @@ async def test_ensembles_within_one_another_end_at_a_bound_whatever_shortcuts_th
         chain(MAX_ENSEMBLE_DEPTH + 1)
     with pytest.raises(ModelLoadError, match="at most 16"):  # e0 would lengthen all of them
         ensemble(bench.engine, [step("top", "IN", "OUT")], name="e0", inputs=(IN,), outputs=(OUT,))
+
+
+def fan(bench, name: str, below: list[str]) -> None:
+    """Each of ``below`` is a step of its own, side by side; the last one's output is asked for."""
+    takes, gives = ("x", "y") if below[0] == "m" else ("IN", "OUT")
+    names = [f"T{k}" for k in range(len(below) - 1)] + ["OUT"]
+    steps = [(each, {takes: "IN"}, {gives: name}) for each, name in zip(below, names, strict=True)]
+    ensemble(bench.engine, steps, name=name, inputs=(IN,), outputs=(OUT,))
+
+
+async def test_steps_that_multiply_end_at_a_bound_and_readiness_looks_at_each_model_once(bench):
+    bench.serve(unary(lambda x: x), name="m")
+    fan(bench, "e1", ["m", "m"])
+    for level in range(2, 9):
+        fan(bench, f"e{level}", [f"e{level - 1}", f"e{level - 1}"])
+    assert bench.engine.catalog.ensemble_steps("e9", ["e8", "e8"]) == 1022 > MAX_ENSEMBLE_STEPS
+    with pytest.raises(ModelLoadError, match="at most 1,000"):
+        fan(bench, "e9", ["e8", "e8"])
+    looked: list[str] = []
+    model = bench.engine.catalog.resolve("m")
+    type_of = type(model)
+    was = type_of.serving
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type_of, "serving", property(lambda s: looked.append(s.name) or was.fget(s)))
+        assert bench.engine.catalog.is_ready("e8")
+    assert sorted(looked) == sorted(["m", *(f"e{k}" for k in range(1, 9))])
+    fan(bench, "top", ["m", *["m"] * 99])
+    with pytest.raises(ModelLoadError, match="at most 1,000"):  # e1 would lengthen those above it
+        fan(bench, "e1", ["m", *["m"] * 40])
