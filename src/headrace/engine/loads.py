@@ -29,6 +29,7 @@ from headrace.engine.trials import Trials
 from headrace.errors import ModelLoadError
 from headrace.repository.base import ModelSource
 from headrace.repository.folders import Mark, mark_of
+from headrace.runtimes.ending import was_ended
 
 _LOG = logging.getLogger("headrace.engine")
 
@@ -250,6 +251,8 @@ class Loader:
             profile = calibrate(
                 served.loaded, served.padding, hop_ns=self._hop_ns, budget_ns=budget_ns
             )
+            if was_ended():  # measuring takes a run that was ended for an answer
+                raise ModelLoadError(f"loading model '{served.name}' was given up")
             stored = StoredProfile(opened.runtime, opened.instances, profile)
             self._profiles.save(opened.store_key, stored)
         profile = assembly.as_declared(served, stored.profile)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from headrace.config import ModelConfig
-from headrace.errors import OperatorError
+from headrace.errors import OperatorError, detached
 
 
 class ModelSource(msgspec.Struct, frozen=True):
@@ -52,6 +52,10 @@ class Problem(msgspec.Struct, frozen=True):
     version: str
     path: Path
     error: OperatorError
+
+    def __post_init__(self) -> None:
+        """Kept for long, so without its traceback, which holds the files of an upload."""
+        detached(self.error)
 
     @property
     def reason(self) -> str:

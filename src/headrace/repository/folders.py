@@ -9,7 +9,7 @@ from pathlib import Path
 from headrace.errors import ConfigError, ModelLoadError
 
 MAX_NAME_LENGTH = 255
-"""What file systems allow; a model's name is mostly a folder's."""
+"""Bytes in UTF-8 that file systems allow; a model's name is mostly a folder's."""
 
 
 def is_ignored(name: str) -> bool:
@@ -102,8 +102,9 @@ def check_name(name: str, path: Path) -> str:
         ConfigError: empty, too long, not printable, with a slash, or with outer spaces.
     """
     fine = (
-        0 < len(name) <= MAX_NAME_LENGTH
-        and name.isprintable()
+        len(name) > 0
+        and name.isprintable()  # lone surrogates are not, so it can be encoded
+        and len(name.encode()) <= MAX_NAME_LENGTH
         and not set(name) & set("/\\")
         and name == name.strip()
         and name not in (".", "..")

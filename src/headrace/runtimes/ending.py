@@ -12,9 +12,14 @@ from contextvars import ContextVar
 
 
 class Ending:
-    """Of one load."""
+    """Of one load.
+
+    Attributes:
+        ended: it has been asked to end; what was measured since means nothing.
+    """
 
     def __init__(self) -> None:
+        self.ended = False
         self._ways: list[Callable[[], None]] = []
         self._lock = threading.Lock()
 
@@ -25,6 +30,7 @@ class Ending:
 
     def end(self) -> None:
         """Ends what is under way now. What begins later has to be ended by a further call."""
+        self.ended = True
         with self._lock:
             ways = tuple(self._ways)
         for way in ways:
@@ -40,3 +46,9 @@ def on_end(way: Callable[[], None]) -> None:
     ending = current.get()
     if ending is not None:
         ending.add(way)
+
+
+def was_ended() -> bool:
+    """Whether the load that this thread carries out was asked to end."""
+    ending = current.get()
+    return ending is not None and ending.ended

@@ -161,11 +161,15 @@ class ServerControl:
     async def unload(self, model: str, *, dependents: bool = False) -> None:
         """Unloads every version; ``dependents``: of an ensemble's steps as well.
 
+        A name that nothing is known of is no error, as in Triton.
+
         Raises:
             ModelNotReady: models are not unloaded by hand here.
         """
         self._check_allowed(control_refused())
-        await self._tell_all(UnloadModel(model, dependents))
+        if any(status.name == model for status in self.index()):
+            # Every worker that starts repeats what was told: made-up names must not pile up there.
+            await self._tell_all(UnloadModel(model, dependents))
 
     def _check_allowed(self, refusal: ModelNotReady) -> None:
         if self._config.model_control not in ("explicit", "watch"):
@@ -343,7 +347,11 @@ class ServerControl:
         # Shielded: a client that leaves must not leave half of the workers told.
         task = asyncio.ensure_future(self._fellows.tell_all(command))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.shield(task)
+        try:
+            await asyncio.shield(task)
+        finally:
+            # The task has the error, and the error this frame, which has the files of an upload.
+            del task
 
     async def _carry_out(self, command: Command) -> None:
         match command:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from headrace.errors import MissingExtra, StoreError
+from headrace.repository.outbound import paced
 from headrace.repository.stores.base import (
     CHANGED,
     CHUNK_BYTES,
@@ -71,6 +73,7 @@ class S3Store:
         try:
             import boto3
             from botocore import exceptions
+            from botocore.response import URLLib3ProtocolError, URLLib3ReadTimeoutError
         except ImportError:
             raise MissingExtra(spec.label, extra="s3", package="boto3") from None
         self.label = spec.label
@@ -86,6 +89,8 @@ class S3Store:
             exceptions.HTTPClientError,
             exceptions.ConnectionError,
             exceptions.IncompleteReadError,
+            URLLib3ProtocolError,
+            URLLib3ReadTimeoutError,
         )
         self._misunderstandings = (exceptions.BotoCoreError, ValueError)
         with self._translated(""):
@@ -135,7 +140,7 @@ class S3Store:
             content = answer["Body"]
             try:
                 begin = offset if "ContentRange" in answer else 0
-                yield Body(begin, content.iter_chunks(CHUNK_BYTES))
+                yield Body(begin, _pieces(content))
             finally:
                 content.close()
 
@@ -143,7 +148,10 @@ class S3Store:
         if file.size > MAX_SUMS_BYTES:
             raise StoreError(f"{SUMS} of {self.label} is larger than {MAX_SUMS_BYTES:,} bytes")
         with self._translated(SUMS):
-            content = self._client.get_object(**self._object(SUMS), IfMatch=file.tag)["Body"].read()
+            body = self._client.get_object(**self._object(SUMS), IfMatch=file.tag)["Body"]
+            with closing(body):
+                slow = partial(StoreError, code=UNREACHABLE)
+                content = b"".join(paced(_pieces(body), self._name(SUMS), error=slow))
         return parse_sums(content, self.label)
 
     def _with_md5(self, file: RemoteFile, head: Mapping[str, Any]) -> RemoteFile:
@@ -220,6 +228,14 @@ def _client(session: Any, timeout_s: float) -> Any:
         settings["signature_version"] = UNSIGNED
     region = session.region_name or "us-east-1"  # any will do where the endpoint is given
     return session.client("s3", config=Config(**settings), region_name=region)
+
+
+def _pieces(body: Any) -> Iterator[bytes]:
+    """A body as it arrives. ``iter_chunks`` would wait for whole chunks, and the silence that is
+    borne begins again with each byte of them: a megabyte could take a year."""
+    read: Callable[[int], bytes] = body._raw_stream.read1
+    while piece := read(CHUNK_BYTES):
+        yield piece
 
 
 def _sha256(head: Mapping[str, Any]) -> str:
