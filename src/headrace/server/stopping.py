@@ -40,10 +40,14 @@ def run_until_stopped(run: Callable[[], int]) -> int:
     _LAST_RESORT.watch()
     signal.signal(signal.SIGTERM, _raise_stop)
     try:
-        return run()
+        status = run()
     except StopRequested:
         _LOG.info("stopping: nothing had been served yet")
         end_process(0)
+    # A thread that returns from a library while the interpreter ends aborts the process.
+    if any(thread.name.startswith("headrace-load-") for thread in threading.enumerate()):
+        end_process(status)
+    return status
 
 
 def end_within(seconds: float) -> None:
