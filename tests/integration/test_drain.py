@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,14 @@ from tests.integration.server_process import (
 )
 
 INFER = "/v2/models/gate/infer"
+
+
+def serving_pids(server: ServerProcess, workers: int) -> list[int]:
+    """The process that serves, or the workers."""
+    pid = server.process.pid
+    if workers == 1:
+        return [pid]
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 @pytest.fixture
@@ -51,7 +61,7 @@ def test_sigterm_finishes_what_is_under_way_and_exits_with_0(
         wait_until((gate.parent / "entered").exists, "the request runs")
         server.signal(signal.SIGTERM)
         server.wait_for("stopping")
-        assert idle.read_to_the_end() == b"", "idle connections are closed at once"
+        assert idle.read_to_the_end() == b"", "idle connections do not wait for the others"
         sending.send(half[-5:])
         (gate.parent / "open").touch()
         status, fields, body = busy.answer()
@@ -62,6 +72,38 @@ def test_sigterm_finishes_what_is_under_way_and_exits_with_0(
         assert busy.read_to_the_end() == b""
         assert sending.read_to_the_end() == b""
     assert server.wait() == 0
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for workers in /proc")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_loses_no_connection_that_the_kernel_has_made(
+    gate: Path, env: dict[str, str], workers: int
+) -> None:
+    """Processes that are stopped accept nothing: all connections wait in the kernel."""
+    with serving(gate, "--workers", workers, env=env) as server, ExitStack() as clients:
+        used = [clients.enter_context(server.connect()) for _ in range(10)]
+        for client in used:
+            client.send(http_request("POST", INFER, rows(5)))
+            assert client.answer()[0] == 200
+        pids = serving_pids(server, workers)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            fresh = [clients.enter_context(server.connect()) for _ in range(50)]
+            for client in (*fresh, *used):
+                client.send(http_request("POST", INFER, rows(6)))
+            for pid in pids:
+                os.kill(pid, signal.SIGTERM)
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        server.signal(signal.SIGTERM)
+        for client in (*fresh, *used):
+            status, _, body = client.answer()
+            assert status == 200
+            assert b'"data":[6]' in body
+            assert client.read_to_the_end() == b"", "closed, and not reset"
+        assert server.wait() == 0
 
 
 def test_readiness_is_false_before_the_port_closes(gate: Path, env: dict[str, str]) -> None:

@@ -119,7 +119,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     0: none is, for a debugger."""
 
     drain_timeout_s: Seconds = 30.0
-    """How long SIGTERM waits for requests in flight; Kubernetes' default grace is 30 s."""
+    """How long SIGTERM waits for requests in flight; Kubernetes' default grace is 30 s. Connections
+    that the kernel has made are accepted before the port closes. One without a request has half a
+    second (a quarter of this time, if that is less) to send its last one."""
 
     readiness_grace_s: Annotated[float, Meta(ge=0, le=3600)] = 0.0
     """How long readiness is false before the port closes, for balancers that poll."""

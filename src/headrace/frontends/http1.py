@@ -35,8 +35,6 @@ _MISSES_MAX = 32
 """After so many heads in a row that nobody had sent before, a connection's heads are taken for
 unique (a trace id in each) and no longer remembered."""
 
-_LINGER_S = 2.0
-"""For so long what comes after a refusal is dropped: unread bytes would reset the connection."""
 
 _HEAD_END = b"\r\n\r\n"
 
@@ -409,6 +407,9 @@ class Connection(asyncio.Protocol):
 
     # -- the connection's own life -----------------------------------------------------------
 
+    def announce_end(self) -> None:
+        """HTTP/1.1 can say it only in an answer."""
+
     def close_if_idle(self) -> None:
         """Closes unless a request is under way; then it closes after the answer."""
         if not self._exchanges and self._reader.state is IDLE and not self._turns.data:
@@ -480,14 +481,14 @@ class Connection(asyncio.Protocol):
             return
         self._ending = True
         self._watch_writing()
-        if not self._lingering:
+        if not (self._lingering or self._lane.draining):
             transport.close()
             return
         self._lingering = False
         if transport.can_write_eof():
             transport.write_eof()
         self._resume_reading()
-        self._lane.loop.call_later(_LINGER_S, transport.close)
+        self._lane.loop.call_later(self._lane.linger_s, transport.close)
 
     def _pause_reading(self) -> None:
         if self._reading and not self._transport.is_closing():

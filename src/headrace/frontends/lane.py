@@ -28,6 +28,10 @@ class Connection(Protocol):
         """``deadline_s`` has passed."""
         ...
 
+    def announce_end(self) -> None:
+        """Tells the client, if its protocol can, that it shall send no further request."""
+        ...
+
     def close_if_idle(self) -> None:
         """Closes unless a request is under way."""
         ...
@@ -53,6 +57,14 @@ _ALWAYS = b"cache-control: no-store\r\nx-content-type-options: nosniff\r\n"
 """Timeouts are of tens of seconds, so one look a second at all connections does, where a
 timer each would cost every request two heap operations. Shorter ones are looked at more
 often, four times in the shortest."""
+
+_LINGER_S = 2.0
+"""After the last answer the rest of what the client sends is read and dropped for so long: closing
+with unread bytes would reset the connection and take the answer with it."""
+
+DRAIN_MOMENT_S = 0.5
+"""While draining, what a connection without a request is given: first for a request that is on its
+way to be taken, then, half closed, for one to be dropped without a reset."""
 
 _HEADS_MAX = 1024
 """Heads remembered; clients of one kind differ in Content-Length only. At most 4 KiB each."""
@@ -92,6 +104,8 @@ class Lane:
         self.connections: set[Connection] = set()
         self.handshakes = 0  # of TLS, under way; no connections yet
         self.draining = False
+        self._closing = False  # draining, and the moment for connections without a request is over
+        self.linger_s = _LINGER_S
         timeouts_s = (
             limits.header_timeout_s,
             limits.body_timeout_s,
@@ -120,7 +134,7 @@ class Lane:
         counters = self.counters
         self.connections.add(connection)
         counters.connections_open += 1
-        if self.draining:  # it was in the backlog when the port closed
+        if self._closing:  # its handshake took so long
             return refusals.SHUTTING_DOWN
         over = len(self.connections) + self.handshakes - self.limits.max_connections
         if over > 0:
@@ -159,12 +173,26 @@ class Lane:
             if not self.connections:
                 self._emptied.set()
 
-    async def drain(self, timeout_s: float) -> bool:
-        """Closes what is idle, lets the rest finish its requests; False if some were left."""
+    async def drain(self, timeout_s: float, then: Callable[[], object] = lambda: None) -> bool:
+        """Lets connections finish their requests; False if some were left.
+
+        Those without one have a moment, because one may be on its way. ``then`` is called when it
+        has passed.
+        """
         self.draining = True
-        self._emptied.clear()
+        moment_s = self.linger_s = min(DRAIN_MOMENT_S, timeout_s / 4)
+        for connection in tuple(self.connections):
+            connection.announce_end()
+        if await self._empty_within(moment_s):
+            return True
+        self._closing = True
         for connection in tuple(self.connections):
             connection.close_if_idle()
+        then()
+        return await self._empty_within(timeout_s - moment_s)
+
+    async def _empty_within(self, timeout_s: float) -> bool:
+        self._emptied.clear()
         if self.connections:
             try:
                 await asyncio.wait_for(self._emptied.wait(), timeout_s)

@@ -45,11 +45,14 @@ class TlsServer:
         self._accepting = lane.loop.create_task(self._accept())
 
     def close(self) -> None:
-        """Accepts no more, and ends the handshakes under way."""
+        """Accepts no more. Handshakes under way go on."""
         self._accepting.cancel()
+        self._listener.close()
+
+    def end_handshakes(self) -> None:
+        """Closes the connections whose handshake is not over."""
         for handshake in tuple(self._handshakes):
             handshake.cancel()
-        self._listener.close()
 
     async def _accept(self) -> None:
         lane, loop = self._lane, self._lane.loop

@@ -33,7 +33,7 @@ from headrace.frontends.generate import GenerateRoute
 from headrace.frontends.grpc.call import LateMethods, LongCalls, Methods
 from headrace.frontends.http1 import Connection
 from headrace.frontends.http2.connection import Http2Connection
-from headrace.frontends.lane import Lane
+from headrace.frontends.lane import DRAIN_MOMENT_S, Lane
 from headrace.frontends.openai import EmbeddingsRoute
 from headrace.frontends.router import Router, ScrapeRouter
 from headrace.frontends.shared_memory import SharedMemory
@@ -48,7 +48,7 @@ from headrace.repository.layout import ScanResult
 from headrace.server import ports
 from headrace.server.group import Group
 from headrace.server.parts import byte_account_of, recorder_of, shared_cache_of
-from headrace.server.sockets import BACKLOG
+from headrace.server.sockets import BACKLOG, close_when_accepted
 from headrace.server.stopping import END_GRACE_S, StopSignals, end_process, end_within
 from headrace.server.tls import tls_context
 from headrace.telemetry.gpu import GpuReader
@@ -141,6 +141,7 @@ class Application:
         self.lane.grpc = self._grpc
         self._long_calls = LongCalls()
         self._servers: list[asyncio.Server | TlsServer] = []
+        self._listeners: list[socket.socket] = []
         self._grpcio: GrpcioServer | None = None
 
     def _make_lane(self, handler: Handler) -> Lane:
@@ -226,6 +227,7 @@ class Application:
         for field, listener in zip(fields, listeners, strict=True):
             lane = self._scrape_lane if field == "metrics_port" else self.lane
             make = _protocol(lane)
+            self._listeners.append(listener)
             if self._tls is None:
                 self._servers.append(
                     await self._loop.create_server(
@@ -289,14 +291,15 @@ class Application:
         await self._stopping.wait()
         server = self._config.server
         await asyncio.sleep(server.readiness_grace_s)
-        for listening in self._servers:
-            listening.close()
-        self._long_calls.drain()
+        await close_when_accepted(self._servers, self._listeners)
+        if self._tls is not None:  # handshakes under way, which a lane does not see
+            await asyncio.sleep(DRAIN_MOMENT_S)
+            self._end_handshakes()
         if self._grpcio is not None:
             await self._grpcio.stop(server.drain_timeout_s)
         # The engine after the lane: what has begun to arrive is still taken.
         served, _ = await asyncio.gather(
-            self.lane.drain(server.drain_timeout_s),
+            self.lane.drain(server.drain_timeout_s, then=self._long_calls.drain),
             self._scrape_lane.drain(server.drain_timeout_s),
         )
         return served and await self.engine.drain(server.drain_timeout_s)
@@ -305,6 +308,7 @@ class Application:
         """Gives everything back, at once."""
         for server in self._servers:
             server.close()
+        self._end_handshakes()
         if self._grpcio is not None:
             await self._grpcio.stop(0)
         self.lane.abort()
@@ -316,6 +320,11 @@ class Application:
             self._recorder.close()
         await self.control.close()
         await self.manager.close()
+
+    def _end_handshakes(self) -> None:
+        for server in self._servers:
+            if isinstance(server, TlsServer):
+                server.end_handshakes()
 
     def snapshot(self) -> bytes:
         """This process's counters, for its siblings."""

@@ -8,15 +8,38 @@ connection. So a port is first tried without the option.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import ctypes
 import errno
+import select
 import socket
-from typing import Any
+import struct
+import sys
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from headrace.errors import AddressInUse, ConfigError
 
 BACKLOG = 2048
 """Connections the kernel holds until they are accepted; it cuts this to ``somaxconn``
 (4096 since Linux 5.4). A burst of reconnecting clients fits."""
+
+_HANDSHAKE_S = 0.1
+"""A client on another machine has so long to finish a handshake that it has begun."""
+
+_CONNECTING_TURNS = 3
+"""Turns of the event loop from accept() to ``connection_made``."""
+
+_SO_ATTACH_FILTER = 26
+"""Of Linux; Python does not name it. On some rare processors the number is another one."""
+
+_NO_SYN = (  # classic BPF on the TCP header: load the flags, drop what has SYN, take the rest
+    (0x30, 0, 0, 13),
+    (0x45, 0, 1, 0x02),
+    (0x06, 0, 0, 0),
+    (0x06, 0, 0, 0xFFFF_FFFF),
+)
 
 
 def listening_socket(
@@ -86,6 +109,54 @@ def bound_socket(host: str, port: int, *, shared: bool, field: str = "port") -> 
         bound.close()
         raise _explained(error, host, port, field) from error
     return bound
+
+
+class Closing(Protocol):
+    """What accepts connections: ``asyncio.Server`` or our own."""
+
+    def close(self) -> None:
+        """Accepts no more."""
+        ...
+
+
+async def close_when_accepted(
+    servers: Sequence[Closing], listeners: Sequence[socket.socket]
+) -> None:
+    """Closes the servers of ``listeners`` once they have accepted all that the kernel has.
+
+    close() resets connections that are complete in the kernel and not accepted. So new handshakes
+    are stopped first. Where the kernel cannot do that, connections that come between the last
+    accept and close() are still reset.
+    """
+    for listener in listeners:
+        _stop_handshakes(listener)
+    hosts = [listener.getsockname()[0] for listener in listeners]
+    if not all(host.startswith("127.") or host == "::1" for host in hosts):
+        await asyncio.sleep(_HANDSHAKE_S)
+    waiting = select.poll()
+    for listener in listeners:
+        waiting.register(listener, select.POLLIN)
+    for _ in range(BACKLOG):  # a turn accepts one at least
+        if not waiting.poll(0):
+            break
+        await asyncio.sleep(0)
+    for server in servers:
+        server.close()
+    for _ in range(_CONNECTING_TURNS):
+        await asyncio.sleep(0)
+
+
+def _stop_handshakes(listener: socket.socket) -> None:
+    """Has the kernel drop the first packet of further connections; those begun still come.
+
+    A client repeats the packet a second later, and is refused then, or served by another worker.
+    """
+    if sys.platform != "linux":
+        return
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in _NO_SYN))
+    described = struct.pack("HP", len(_NO_SYN), ctypes.addressof(program))
+    with contextlib.suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:

@@ -403,12 +403,37 @@ def begin(bench: Bench) -> asyncio.Task[bool]:
     return asyncio.ensure_future(bench.lane.drain(30))
 
 
-async def test_draining_closes_what_is_idle_at_once(draining: Bench) -> None:
+async def half_closed(client: Client) -> None:
+    while not client.transport.eof_sent:  # noqa: ASYNC110 - a fake has no event
+        await asyncio.sleep(0)
+
+
+async def test_draining_closes_what_is_idle_after_a_moment_and_resets_nothing(
+    draining: Bench,
+) -> None:
     client = draining.connect()
     draining.connect()
-    assert await begin(draining)
+    task = begin(draining)
+    await half_closed(client)
+    assert not client.transport.closing
+    client.send(post(b"crossed the end"))
+    assert not draining.exchanges
+    assert await task
     assert client.transport.lost
     assert not client.transport.written
+
+
+async def test_draining_takes_requests_that_are_on_their_way(draining: Bench) -> None:
+    draining.reply = echo
+    known = draining.connect()
+    task = begin(draining)
+    await asyncio.sleep(0)
+    for client in (known, draining.connect()):
+        client.send(post(b"late"))
+        answer = client.answer()
+        assert (answer.body, answer.headers["connection"]) == (b"late", "close")
+        client.eof()
+    assert await task
 
 
 async def test_draining_lets_requests_finish_and_says_that_it_was_the_last(draining: Bench) -> None:
@@ -439,11 +464,11 @@ async def test_draining_waits_for_a_request_that_has_begun(draining: Bench) -> N
     assert await task
 
 
-async def test_who_connects_while_draining_is_sent_away(draining: Bench) -> None:
-    client = draining.connect()
+async def test_a_connection_that_completes_after_the_moment_is_refused(draining: Bench) -> None:
+    client, idle = draining.connect(), draining.connect()
     client.send(post())
     task = begin(draining)
-    await asyncio.sleep(0)
+    await half_closed(idle)
     late = draining.connect()
     answer = late.answer()
     assert (answer.status, json.loads(answer.body)["code"]) == (503, "shutting_down")

@@ -28,10 +28,6 @@ from headrace.frontends.http2.streams import Sender, Stream
 from headrace.frontends.lane import NEVER, Lane
 from headrace.frontends.peer import Peer, peer_of
 
-_LINGER_S = 2.0
-"""After the last frame the rest of what the client sends is read and dropped for so long: closing
-with unread bytes would reset the connection and take the frame with it."""
-
 _JOIN_BYTES = 262_144
 """To copy more into one piece costs more than to give the socket many."""
 
@@ -213,13 +209,15 @@ class Http2Connection(asyncio.Protocol):
         """The connection is idle now, or ends with the next write."""
         machine = self.machine
         self.deadline_s = self._lane.now_s
-        if self._lane.draining:
-            machine.drain()
         if machine.draining:
             self._lingering = True  # or a WINDOW_UPDATE under way could cost the last answer
-            if not machine.awake:
-                machine.awake = True
-                self.schedule_flush()
+            self._wake()
+
+    def _wake(self) -> None:
+        machine = self.machine
+        if not machine.awake:
+            machine.awake = True
+            self.schedule_flush()
 
     def _flush(self) -> None:
         machine = self.machine
@@ -244,8 +242,16 @@ class Http2Connection(asyncio.Protocol):
 
     # -- the connection's own life ---------------------------------------------------------------
 
+    def announce_end(self) -> None:
+        """RFC 9113 section 6.8: the client shall open no stream; those on their way are taken."""
+        machine = self.machine
+        if not (machine.draining or machine.failed):
+            machine.out.append(frames.goaway(frames.MAX_STREAM_ID, NO_ERROR))
+            self._wake()
+
     def close_if_idle(self) -> None:
-        """The server drains: no further request, and the end after the last answer."""
+        """No further request, and the end after the last answer."""
+        self._lingering = self._lane.draining
         self.machine.drain()
 
     def abort(self) -> None:
@@ -340,7 +346,7 @@ class Http2Connection(asyncio.Protocol):
         self._set_reading()
         if transport.can_write_eof():
             transport.write_eof()
-        self._lane.loop.call_later(_LINGER_S, self._lingered)
+        self._lane.loop.call_later(self._lane.linger_s, self._lingered)
 
     def _lingered(self) -> None:
         self.deadline_s = self._lane.now_s  # what was written must be read, before long

@@ -33,6 +33,7 @@ MAX_HEADER_LIST_SIZE = 0x6
 
 DEFAULT_WINDOW = 65_535
 DEFAULT_TABLE = 4096
+MAX_STREAM_ID = 2**31 - 1
 MAX_WINDOW = 2**31 - 1
 MIN_MAX_FRAME_SIZE = 16_384
 """Every peer takes frames of this size."""

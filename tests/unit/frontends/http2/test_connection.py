@@ -115,7 +115,7 @@ def test_draining_ends_idle_connections_and_lets_the_others_finish() -> None:
         connection.close_if_idle()
     bench.settle()
     assert idle.goaway().error_code == 0
-    assert idle.transport.closing
+    assert idle.transport.eof_sent
     goaway = busy.goaway()
     assert (goaway.error_code, goaway.last_stream_id) == (0, 1)
     busy.send(request(3))
@@ -128,6 +128,24 @@ def test_draining_ends_idle_connections_and_lets_the_others_finish() -> None:
     assert not busy.transport.closing, "unread bytes would reset it, and the answer be lost"
     bench.advance(2.5)
     assert busy.transport.closing
+
+
+def test_a_stream_that_crosses_the_first_goaway_is_answered() -> None:
+    """RFC 9113 section 6.8: a GOAWAY without a limit, and the one with it a moment later."""
+    bench = Http2Bench()
+    wire = bench.wire()
+    bench.lane.draining = True
+    wire.connection.announce_end()
+    bench.settle()
+    assert wire.goaway().last_stream_id == 2**31 - 1
+    wire.send(request(1))
+    bench.exchanges[0].respond_json(b"{}")
+    bench.settle()
+    assert wire.frames()[-1].stream_id == 1
+    wire.connection.close_if_idle()
+    bench.settle()
+    assert wire.goaway().last_stream_id == 1
+    assert wire.transport.eof_sent
 
 
 def test_a_call_that_ends_while_the_server_drains() -> None:
