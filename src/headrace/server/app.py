@@ -296,6 +296,7 @@ class Application:
             await asyncio.sleep(DRAIN_MOMENT_S)
             self._end_handshakes()
         if self._grpcio is not None:
+            self._long_calls.drain()
             await self._grpcio.stop(server.drain_timeout_s)
         # The engine after the lane: what has begun to arrive is still taken.
         served, _ = await asyncio.gather(
