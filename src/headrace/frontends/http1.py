@@ -35,7 +35,6 @@ _MISSES_MAX = 32
 """After so many heads in a row that nobody had sent before, a connection's heads are taken for
 unique (a trace id in each) and no longer remembered."""
 
-
 _HEAD_END = b"\r\n\r\n"
 
 

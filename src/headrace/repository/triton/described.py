@@ -60,11 +60,11 @@ class Described(msgspec.Struct, frozen=True):
         """The model's file among a version folder's entries; None: look at them all.
 
         Raises:
-            ModelLoadError: the file that should be there is not.
+            ModelLoadError: the file that should be there is not, or is named outside of the folder.
         """
+        self._check_filename()
         if self.backend is None:
             return None
-        self._check_filename()
         path = folder / (self.filename or self.backend.filename)
         if not self.filename and not path.exists():
             path = _only_one(entries, path)
