@@ -181,7 +181,7 @@ def test_a_field_that_is_not_for_a_caller_to_set(
     status, answer = send(server, {}, {"1/model.onnx": ONNX, **toml(text)})
     assert status == 400
     assert field in answer["error"]
-    assert "x/model.toml" in answer["error"]
+    assert "model.toml" in answer["error"]
     assert "/tmp" not in answer["error"].replace("/tmp/x", "")
 
 

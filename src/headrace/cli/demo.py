@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     flags = {"server.port": args.port, "cache_dir": args.cache_dir}
     config = load_config(None, os.environ, flags).config
     cache = cache_folder(config, os.environ)
-    private_folder(cache)
+    if not args.offline:  # which keeps nothing there
+        private_folder(cache)
     terminal = Terminal()
     terminal.line("headrace demo: sentence search over HTTP\n")
     with _sigterm_as_exit(), tempfile.TemporaryDirectory(prefix="headrace-demo-") as scratch:

@@ -290,6 +290,7 @@ class SequenceIntake:
         run.lane, run.slot = self._lanes[action.instance], action.slot
         if action.request.start:
             self._states[run.name] = self._inputs.initial
+            self._shown.pop(run.name, None)  # of the sequence that this one replaces
             self._shown[run.name] = self._free_id(run.ticket.request.sequence_id)
         run.ticket.request.sequence_id = self._shown[run.name]
         self._admit(run)

@@ -99,18 +99,18 @@ class _LastResort:
 
     def __init__(self) -> None:
         self.after_s = 60.0
-        self._reader: socket.socket | None = None
         self._writer: socket.socket | None = None
         self._loop_fd = -1
 
     def watch(self) -> None:
-        """Begins. From the main thread."""
-        self._reader, self._writer = socket.socketpair()
-        self._writer.setblocking(False)
+        """Begins, or goes on where this process has served before. From the main thread."""
+        if self._writer is None:
+            reader, self._writer = socket.socketpair()
+            self._writer.setblocking(False)
+            threading.Thread(
+                target=self._read, args=(reader,), name="headrace-stopping", daemon=True
+            ).start()
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        threading.Thread(
-            target=self._read, args=(self._reader,), name="headrace-stopping", daemon=True
-        ).start()
 
     def pass_on(self) -> None:
         """Comes before an event loop that has taken the wake-up descriptor for itself."""

@@ -46,7 +46,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from headrace.errors import InferenceFailed, ModelLoadError
+from headrace.errors import InferenceFailed, InvalidRequest, ModelLoadError
 from headrace.runtimes.base import Artifact, InstanceConfig, LoadedModel, Runtime
 from headrace.types import DTYPE_OF, TensorSpec
 
@@ -277,7 +277,7 @@ class RuntimeKit:
         expected = sent.copy()
         try:
             (got,) = model.execute([sent])
-        except InferenceFailed:
+        except (InferenceFailed, InvalidRequest):
             if datatype != "INT64":
                 raise
             # Computed as INT32: may be refused by value, never narrowed in silence.

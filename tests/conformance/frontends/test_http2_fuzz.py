@@ -85,6 +85,11 @@ class Pipe:
     def is_closing(self) -> bool:
         return self.closing
 
+    def pause_reading(self) -> None:
+        """What was read waits for another turn."""
+
+    resume_reading = pause_reading
+
     def can_write_eof(self) -> bool:
         return True
 

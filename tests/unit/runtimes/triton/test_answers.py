@@ -16,6 +16,7 @@ from headrace.errors import (
     InvalidRequest,
     ModelLoadError,
     ModelNotFound,
+    PayloadTooLarge,
     RequestCancelled,
 )
 from headrace.runtimes.base import Artifact, InstanceConfig
@@ -233,7 +234,7 @@ class TestRefusals:
             """
             with pytest.raises(InferenceFailed, match="max_shared_bytes is 1000000"):
                 one.run(big)
-            with pytest.raises(InferenceFailed, match="max_shared_bytes is 1000000"):
+            with pytest.raises(PayloadTooLarge, match="max_shared_bytes is 1000000"):
                 one.run("result = [say('a')]", IN_UINT8=np.zeros(1_000_001, np.uint8))
             assert one.said("result = [say('a')]") == ["a"]
 
