@@ -15,6 +15,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -82,21 +83,29 @@ def run(settings: Settings) -> Iterator[Result]:
     (settings.out / "attacks.md").write_text("\n".join(table(results)) + "\n")
 
 
+@contextmanager
+def attacked(work: Path, seed: int, *, watch: bool) -> Iterator[Target]:
+    """A server to be attacked."""
+    repository = work / "repository"
+    mlp.write_mlp(repository / "mlp" / "1", seed)
+    attack_cases.write_models(repository)
+    settings_file = work / "headrace.toml"
+    settings_file.write_text(SETTINGS)
+    flags = ("--config", str(settings_file), *(("--watch",) if watch else ()))
+    with headrace_server(repository, work, *flags) as server:
+        yield Target(server, repository, work)
+
+
 def measure(attack: Attack, settings: Settings, work: Path) -> Result:
     """One attack on a server of its own."""
     shutil.rmtree(work, ignore_errors=True)
-    repository = work / "repository"
-    mlp.write_mlp(repository / "mlp" / "1", settings.seed)
-    attack_cases.write_models(repository)
     honest = Generator(mlp.make_requests(mlp.BINARY, settings.seed), work / "honest")
-    settings_file = work / "headrace.toml"
-    settings_file.write_text(SETTINGS)
-    flags = ("--config", str(settings_file), *(("--watch",) if attack.watch else ()))
-    with headrace_server(repository, work, *flags) as server:
+    with attacked(work, settings.seed, watch=attack.watch) as target:
+        server = target.server
         alone = honest.run(server, CONNECTIONS, settings.seconds).rate
         cpu_s = server.cpu_s()
         with Watch(server) as memory:
-            answer, beside = _beside(attack, Target(server, repository, work), honest, settings)
+            answer, beside = _beside(attack, target, honest, settings)
         cpu_s = server.cpu_s() - cpu_s
         still = _settled_mib(memory)
     share = beside / alone

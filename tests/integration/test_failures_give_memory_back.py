@@ -23,6 +23,7 @@ from headrace.testing import onnx_models
 from tests.integration.server_process import (
     TIMEOUT_S,
     ServerProcess,
+    limits,
     make_gate_model,
     rows,
     wait_until,
@@ -113,6 +114,7 @@ def server(request: pytest.FixtureRequest, folder: Path) -> Iterator[ServerProce
     (models / "gate").mkdir(exist_ok=True)
     make_gate_model(models / "gate").rename(models / "gate" / "model.py")
     env = {
+        **limits(max_name_length=2**30, max_answer_bytes=2**40, max_memory_bytes=2**40),
         "HEADRACE_MODELS__TEXTS__TASK": "text-embedding",
         "HEADRACE_MODELS__THREAD__ISOLATION": "thread",
         "HEADRACE_MODELS__GATE__QUEUE__MAX_QUEUE_SIZE": "2",
