@@ -9,7 +9,7 @@ import pytest
 from tests.integration.server_process import ServerProcess
 
 SCRIPT = """
-import ctypes, sys, uvloop
+import ctypes, os, sys, uvloop
 from headrace.server import stopping
 
 async def in_event_loop():
@@ -17,10 +17,11 @@ async def in_event_loop():
     stuck()
 
 def stuck():
-    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
-    libc.pthread_mutex_lock(mutex)
-    print("stuck", file=sys.stderr, flush=True)
-    libc.pthread_mutex_lock(mutex)  # for good, and handlers in Python are never run
+    # system(3) says so while it waits for its child, which ends when this process has: until then
+    # it does not return, and handlers in Python are never run.
+    reader, _writer = os.pipe()
+    os.set_inheritable(reader, True)
+    ctypes.CDLL(None).system(b"echo stuck >&2; exec cat /proc/self/fd/%d" % reader)
 
 stopping.end_within(1.0)
 run = dict(early=stuck, serving=lambda: uvloop.run(in_event_loop()))[sys.argv[-1]]
